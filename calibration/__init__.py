@@ -1,0 +1,1 @@
+"""How a trained dropout network answers at test time, and how far to trust the answer."""

@@ -1,0 +1,68 @@
+"""Temperature scaling (Guo et al. 2017), fitted for each test-time strategy on its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from calibration import strategies
+from calibration.metrics import negative_log_likelihood
+from calibration.predictive import PredictiveDistribution
+from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED
+from models.bundle import Bundle, Calibration, TemperatureRecord, software_versions
+from training.data import LabelledImages
+
+__all__ = ["calibrate", "fit_temperature"]
+
+LOG_RANGE = (math.log(0.05), math.log(20.0))
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> TemperatureRecord:
+    """The temperature between 0.05 and 20 that minimises the negative log-likelihood of the members' mean.
+
+    ``logits`` ``[T, N, C]`` are those of the members, all divided by the one temperature before they are combined;
+    ``labels`` are ``[N]``. Raises ``ValueError`` if there are no images or the logits are not finite.
+    """
+    if not len(labels):
+        raise ValueError("a temperature can't be fitted on no images")
+    if not logits.isfinite().all():
+        raise ValueError("a temperature can't be fitted on logits that are not finite")
+
+    def loss(log_temperature: float) -> float:
+        temperature = math.exp(log_temperature)
+        return negative_log_likelihood(PredictiveDistribution.from_logits(logits, temperature).mean, labels)
+
+    found = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-4})
+    return TemperatureRecord(temperature=math.exp(found.x), nll_before=loss(0.0), nll_after=float(found.fun))
+
+
+def calibrate(
+    bundle: Bundle,
+    images: LabelledImages,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int = DEFAULT_SEED,
+    on_strategy: Callable[[str], None] = lambda _: None,
+) -> Calibration:
+    """Fit a temperature for every strategy that the bundle's network allows, on ``images``.
+
+    ``on_strategy`` is told the name of each strategy done. ``images`` must be the bundle's own calibration split:
+    those of :func:`training.data.load` for the split seed in its card.
+    """
+    inputs = bundle.prepare(images.pixels)
+    records = {}
+    for name in strategies.applicable(bundle.network, bundle.card.input.shape):
+        strategy = strategies.build(name, bundle.network, bundle.card.input.shape, samples=samples, seed=seed)
+        records[name] = fit_temperature(strategy.logits(inputs), images.labels)
+        on_strategy(name)
+    return Calibration(
+        weights_sha256=bundle.card.weights_sha256,
+        images=len(images),
+        samples=samples,
+        seed=seed,
+        strategies=records,
+        versions=software_versions(),
+    )

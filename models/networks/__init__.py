@@ -1,0 +1,61 @@
+"""The networks by the names that the command line, the bundle's card and the reports use."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.networks.mlp import (
+    MLP,
+    ModelWithSingleDropout,
+    RandomDropoutModel,
+    ReLUNet,
+    YourDropoutModel,
+)
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "ModelWithSingleDropout",
+    "RandomDropoutModel",
+    "ReLUNet",
+    "YourDropoutModel",
+    "accepted_arguments",
+    "build",
+]
+
+NETWORKS: Mapping[str, type[nn.Module]] = {
+    network.__name__: network for network in (ReLUNet, ModelWithSingleDropout, RandomDropoutModel, YourDropoutModel)
+}
+
+
+def accepted_arguments(name: str) -> frozenset[str]:
+    """Names of the constructor arguments of the network called ``name``."""
+    return frozenset(inspect.signature(NETWORKS[name]).parameters)
+
+
+def build(name: str, arguments: Mapping[str, Any] | None = None, *, seed: int | None = None) -> nn.Module:
+    """Construct the network ``name`` with ``arguments``.
+
+    ``seed`` draws the initial weights; the global generator is left as it was. Without a seed the network lies
+    on torch's ``meta`` device: its structure without weights, for ``load_state_dict(..., assign=True)``.
+
+    Raises ``ValueError`` for an unknown name, an unknown argument or a value that the network refuses.
+    """
+    arguments = dict(arguments or {})
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(NETWORKS)}")
+    accepted = accepted_arguments(name)
+    if unknown := sorted(set(arguments) - accepted):
+        takes = f"takes {', '.join(sorted(accepted))}" if accepted else "takes no arguments"
+        raise ValueError(f"{name} {takes}, not {', '.join(unknown)}")
+    if seed is None:
+        with torch.device("meta"):
+            return NETWORKS[name](**arguments)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[name](**arguments)
