@@ -129,7 +129,7 @@ class Card(Record):
 
 
 class TemperatureRecord(Record):
-    """One strategy's temperature: every member's logits are divided by it before members are combined.
+    """One strategy's temperature: its probabilities are raised to the power 1 / temperature and normalised.
 
     ``nll_before`` and ``nll_after`` are mean negative log-likelihoods, in nats, on the images it was fitted on.
     """

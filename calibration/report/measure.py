@@ -49,15 +49,15 @@ def measure(
         )
         steps = []
         for chunk in torch.split(inputs, IMAGES_PER_STEP):
-            steps.append(strategy.logits(chunk))
+            steps.append(strategy(chunk).members)
             on_images(len(chunk))
-        logits = torch.cat(steps, dim=1)
-        calibrated[name] = PredictiveDistribution.from_logits(logits, record.temperature)
+        members = torch.cat(steps, dim=1)
+        calibrated[name] = PredictiveDistribution(members, record.temperature)
         sections[name] = {
             "samples": strategy.samples,
             "seed": calibration.seed if strategy.samples > 1 else None,
             "temperature": record.temperature,
-            "raw": _quality(PredictiveDistribution.from_logits(logits).mean, test.labels),
+            "raw": _quality(calibrated[name].pooled, test.labels),
             "calibrated": _quality(calibrated[name].mean, test.labels),
         }
     shown = "mc_dropout" if "mc_dropout" in calibrated else "weight_scaling"

@@ -1,0 +1,1 @@
+"""The HTTP service: predictions with confidence and uncertainty."""

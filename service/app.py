@@ -1,0 +1,92 @@
+"""The BentoML service.
+
+torch is imported when a worker starts, not with this module: the supervisor imports it too, and would carry it along.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from http import HTTPStatus
+
+import bentoml
+import numpy as np
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from service import openapi
+from service.door import REQUEST_ID, Door
+from service.errors import ErrorResponse, RequestError
+from service.wire import ImageRequest, PredictRequest, PredictResponse, StrategyName
+
+__all__ = ["DropoutUncertainty"]
+
+BUNDLE_VARIABLE = "DROPOUT_BUNDLE"
+DEFAULT_BUNDLE = "mlp"
+
+
+async def _model(request: Request) -> Response:
+    return JSONResponse(request.app.state.model)
+
+
+async def _docs(request: Request) -> Response:
+    return JSONResponse(request.app.state.docs)
+
+
+pages = Starlette(routes=[Route("/model", _model), Route("/docs.json", _docs)])
+
+
+@bentoml.service(
+    name="dropout_uncertainty",
+    workers="cpu_count",
+    # BentoML keeps every request object until the timeout has passed, so a long one costs memory.
+    traffic={"timeout": 10, "max_concurrency": 64},
+)
+@bentoml.asgi_app(pages)
+class DropoutUncertainty:
+    """Labels for images of clothing, with calibrated confidence and decomposed uncertainty."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from models import bundle
+        from service.predictor import Predictor
+
+        # One worker a core: more threads in each would only get in each other's way.
+        torch.set_num_threads(1)
+        self.predictor = Predictor(bundle.load(os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE))
+        example = PredictRequest.model_validate(openapi.EXAMPLE_REQUEST)
+        warm_up = self.predictor.predict(example.pixels(), self.predictor.strategies[0], example.samples)
+        description = self.predictor.describe()
+        pages.state.model = description.model_dump()
+        pages.state.docs = openapi.document(description.version, warm_up.model_dump())
+        # What exists now lives as long as the worker: full collections need not walk it, and can be rare.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    @bentoml.api(route="/predict", output_spec=PredictResponse)
+    def predict(self, request: PredictRequest, /, ctx: bentoml.Context) -> PredictResponse | Response:
+        """Classify images given as numbers."""
+        return self._answer(request.pixels(), request.strategy, request.samples, ctx)
+
+    @bentoml.api(route="/predict_image", output_spec=PredictResponse)
+    def predict_image(self, request: ImageRequest, /, ctx: bentoml.Context) -> PredictResponse | Response:
+        """Classify one picture."""
+        return self._answer(request.pixels(), request.options.strategy, request.options.samples, ctx)
+
+    def _answer(
+        self, pixels: NDArray[np.float32], strategy: StrategyName, samples: int, ctx: bentoml.Context
+    ) -> PredictResponse | Response:
+        if strategy not in self.predictor.strategies:
+            allowed = ", ".join(self.predictor.strategies)
+            message = f"strategy: the model has no active dropout to sample from; it allows {allowed}"
+            error = RequestError(HTTPStatus.BAD_REQUEST, message, "strategy")
+            return ErrorResponse(error, ctx.request.scope[REQUEST_ID])
+        return self.predictor.predict(pixels, strategy, samples)
+
+
+DropoutUncertainty.add_asgi_middleware(Door)  # type: ignore[attr-defined]

@@ -1,0 +1,81 @@
+"""The one shape of an error, and the one place that gives faults their status.
+
+{"error": {"code": "...", "message": "...", "field": "instances.0" or null, "request_id": "..."}}
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from pydantic import BaseModel, Field, ValidationError
+from starlette.responses import JSONResponse
+
+__all__ = ["ErrorBody", "ErrorResponse", "RequestError", "from_status", "from_validation"]
+
+MESSAGE_LIMIT = 500
+
+CODES = {
+    HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "unprocessable",
+    HTTPStatus.TOO_MANY_REQUESTS: "too_many_requests",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "internal_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "unavailable",
+    HTTPStatus.GATEWAY_TIMEOUT: "timeout",
+}
+MESSAGES = {
+    HTTPStatus.NOT_FOUND: "there is nothing at this path; /docs.json lists what there is",
+    HTTPStatus.METHOD_NOT_ALLOWED: "this path does not answer this method; /docs.json lists what it answers",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "the server failed to answer; its log says more under this request_id",
+}
+
+
+class ErrorDetail(BaseModel):
+    code: str = Field(description="what kind of error, for programs")
+    message: str = Field(description="what was wrong and what to do, for people")
+    field: str | None = Field(description="where in the request, if it was in one place")
+    request_id: str
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+class RequestError(Exception):
+    """Something wrong with a request."""
+
+    def __init__(self, status: HTTPStatus, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 3] + "..."
+        self.field = field
+
+
+class ErrorResponse(JSONResponse):
+    """A :class:`RequestError` as a response."""
+
+    def __init__(self, fault: RequestError, request_id: str) -> None:
+        detail = ErrorDetail(
+            code=CODES.get(fault.status, fault.status.phrase.lower().replace(" ", "_")),
+            message=fault.message, field=fault.field, request_id=request_id,
+        )  # fmt: skip
+        super().__init__(ErrorBody(error=detail).model_dump(), status_code=fault.status)
+
+
+def from_status(status: HTTPStatus) -> RequestError:
+    """The fault behind an error response that says nothing but its status."""
+    return RequestError(status, MESSAGES.get(status, status.description or status.phrase))
+
+
+def from_validation(error: ValidationError) -> RequestError:
+    """The first of the errors that pydantic found, by its place in the request."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    more = error.error_count() - 1
+    field = ".".join(str(part) for part in first["loc"]) or None
+    where = f"{field}: " if field else ""
+    return RequestError(
+        HTTPStatus.BAD_REQUEST, f"{where}{first['msg']}" + (f" (and {more} more errors)" if more else ""), field
+    )

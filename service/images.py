@@ -1,0 +1,71 @@
+"""From an uploaded picture to what the network was trained on: 28x28, grey, light on dark."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from http import HTTPStatus
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from service.errors import RequestError
+from service.wire import SIDE
+
+__all__ = ["FORMATS", "MAX_PIXELS", "decode"]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 16_000_000
+
+
+def decode(content: bytes, invert: str) -> NDArray[np.uint8]:
+    """The picture as ``[28, 28]`` in 0..255.
+
+    Transparent parts become white; the picture is turned upright, made grey, padded to a square with the colour of
+    its border, and reduced with antialiasing. A 28x28 grey picture passes unchanged. ``invert`` "true", "false" or
+    "auto": then a picture whose border is light is inverted.
+
+    Raises :class:`~service.errors.RequestError` (422) for what is no such picture, damaged or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit below is lower than its own.
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise RequestError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"the image has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}",
+            )
+        grey = _grey(picture)
+    except UnidentifiedImageError as error:
+        raise RequestError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"the body is not an image of a kind read here: {', '.join(FORMATS)}"
+        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"the image is damaged: {error}") from error
+    background = _border_median(grey)
+    if grey.size != (SIDE, SIDE):
+        grey = ImageOps.pad(grey, (SIDE, SIDE), Image.Resampling.LANCZOS, color=background)
+    if invert == "true" or (invert == "auto" and background > 127):
+        grey = ImageOps.invert(grey)
+    return np.asarray(grey)
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        # 16 bits a pixel; convert("L") would cut them off at 255 instead of scaling them.
+        deep = np.asarray(upright, dtype=np.float64)
+        return Image.fromarray((deep * (255 / 65535)).clip(0, 255).round().astype(np.uint8))
+    if upright.has_transparency_data:
+        opaque = Image.new("RGBA", upright.size, "white")
+        opaque.alpha_composite(upright.convert("RGBA"))
+        upright = opaque
+    return upright.convert("L")
+
+
+def _border_median(grey: Image.Image) -> int:
+    values = np.asarray(grey)
+    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    return int(np.median(border))

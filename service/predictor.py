@@ -1,0 +1,89 @@
+"""From pixels to the answer on the wire: one bundle, its strategies, its calibration."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calibration import strategies
+from calibration.predictive import PredictiveDistribution
+from models.bundle import Bundle
+from service.wire import ModelName, ModelResponse, Prediction, PredictResponse, StrategyName, Uncertainty
+
+__all__ = ["Predictor"]
+
+PREPARED_STRATEGIES = 16
+DECIMALS = 6
+
+
+class Predictor:
+    """Answers from one bundle. Safe to call from several threads: nothing it holds changes but a bounded cache."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        allowed = strategies.applicable(bundle.network, bundle.card.input.shape)
+        self.strategies: list[StrategyName] = [name for name in get_args(StrategyName) if name in allowed]
+        """Names of the strategies that the network allows, the default first if it is among them."""
+        self._strategy = lru_cache(maxsize=PREPARED_STRATEGIES)(self._build)
+
+    def describe(self) -> ModelResponse:
+        """The bundle's card and calibration."""
+        calibration = self.bundle.calibration
+        return ModelResponse(
+            name=self.bundle.card.name,
+            version=self.bundle.version,
+            strategies=self.strategies,
+            card=self.bundle.card.model_dump(mode="json"),
+            calibration=calibration.model_dump(mode="json") if calibration else None,
+        )
+
+    def predict(self, pixels: NDArray[np.float32], strategy: StrategyName, samples: int) -> PredictResponse:
+        """Predictions for ``pixels`` ``[N, 28, 28]`` in 0..255.
+
+        The same pixels, strategy and number of samples give the same answer. Raises
+        :class:`~calibration.subnetworks.NoActiveDropoutError` where the strategy needs dropout and there is none.
+        """
+        prepared = self._strategy(strategy, samples)
+        temperature = self.bundle.temperature(strategy)
+        distribution = prepared(self.bundle.prepare(torch.from_numpy(pixels)), temperature)
+        return PredictResponse(
+            model=ModelName(name=self.bundle.card.name, version=self.bundle.version),
+            strategy=strategy,
+            samples=prepared.samples,
+            temperature=round(temperature, DECIMALS),
+            predictions=_predictions(distribution, self.bundle.card.classes),
+        )
+
+    def _build(self, name: str, samples: int) -> strategies.Strategy:
+        return strategies.build(name, self.bundle.network, self.bundle.card.input.shape, samples=samples)
+
+
+def _predictions(distribution: PredictiveDistribution, classes: tuple[str, ...]) -> list[Prediction]:
+    several = distribution.samples > 1
+    mean = distribution.mean
+    winners = mean.argmax(1)
+    errors = distribution.standard_error.gather(1, winners.unsqueeze(1)).squeeze(1)
+    columns = [
+        winners, distribution.predictive_entropy, distribution.expected_entropy, distribution.mutual_information, errors
+    ]  # fmt: skip
+    return [
+        Prediction(
+            label=classes[winner],
+            class_index=winner,
+            confidence=probabilities[winner],
+            probabilities=dict(zip(classes, probabilities, strict=True)),
+            uncertainty=Uncertainty(
+                total=round(total, DECIMALS),
+                aleatoric=round(aleatoric, DECIMALS) if several else None,
+                epistemic=round(epistemic, DECIMALS) if several else None,
+            ),
+            standard_error=round(error, DECIMALS) if several else None,
+        )
+        for probabilities, winner, total, aleatoric, epistemic, error in zip(
+            mean.double().round(decimals=DECIMALS).tolist(), *(column.tolist() for column in columns), strict=True
+        )
+    ]
