@@ -79,7 +79,8 @@ class PredictiveDistribution:
     @cached_property
     def _joint(self) -> Tensor:
         """T times the calibrated joint probability of member and label ``[T, B, C]``: its mean over T is ``mean``."""
-        return self.members * (self.mean / _positive(self.pooled))
+        factor: Tensor = self.mean / _positive(self.pooled)
+        return self.members * factor
 
     @property
     def predictive_entropy(self) -> Tensor:
@@ -100,7 +101,8 @@ class PredictiveDistribution:
         """
         joint = self._joint
         independent = joint.sum(-1, keepdim=True) * self.mean
-        return (torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum(-1).mean(0).clamp_min(0)
+        divergence: Tensor = (torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum(-1)
+        return divergence.mean(0).clamp_min(0)
 
     @property
     def variation_ratio(self) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["FashionMNIST"]
+__all__ = ["FashionMNIST", "transforms"]
 
 
 def _declare_missing_operators() -> torch.library.Library | None:
@@ -32,4 +32,5 @@ def _declare_missing_operators() -> torch.library.Library | None:
 # Kept alive: the declarations go when the library object does.
 _library = _declare_missing_operators()
 
+from torchvision import transforms  # noqa: E402
 from torchvision.datasets import FashionMNIST  # noqa: E402

@@ -1,0 +1,61 @@
+# The project's commands; `make help` lists them. All but `help` set up .venv first, when it is missing or out of date.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+PORT ?= 3000
+BUNDLE ?= mlp
+REPORT ?= reports/$(notdir $(BUNDLE))
+
+export BENTOML_DO_NOT_TRACK ?= True
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test report data bench lint format lock pretrained
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.installed ## make .venv with the locked dependencies, for all that follows
+
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint requirements.lock --editable '.[dev,bench]'
+	@touch $@
+
+serve: setup ## serve the model over HTTP: PORT=3000, DROPOUT_BUNDLE=mlp (a shipped bundle's name, or a folder)
+	$(BIN)/bentoml serve service.app:DropoutUncertainty --port $(PORT)
+
+test: setup data ## run all tests
+	$(BIN)/python -m pytest
+
+report: setup data ## write the calibration report: BUNDLE=mlp, REPORT=reports/mlp
+	$(BIN)/python -m calibration report $(BUNDLE) --out $(REPORT)
+
+data: setup ## find or fetch Fashion-MNIST, and verify it
+	$(BIN)/python -m training data
+
+bench: setup data ## measure speed, into benchmarks/results
+	$(BIN)/python -m benchmarks.training
+
+lint: setup ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pretrained: setup data ## train and calibrate the bundle that ships with the project anew
+	$(BIN)/python -m training fit RandomDropoutModel --epochs 100 --early-stopping --patience 10 --overwrite \
+		--name mlp --out models/pretrained/mlp
+	$(BIN)/python -m calibration fit models/pretrained/mlp
+
+lock: ## write requirements.lock anew, with the newest versions that pyproject.toml allows
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' torch==2.13.0
+	{ echo "# Exact versions of all dependencies, written by \`make lock\`; the Makefile gives it to pip as constraints."; \
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+	touch .venv/.installed

@@ -1,0 +1,1 @@
+"""Measurements of speed: ``make bench``. Nothing here is asserted by a test."""

@@ -1,0 +1,25 @@
+"""What a measurement was taken on."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import cpuinfo
+import psutil
+import torch
+
+from models.bundle import software_versions
+
+__all__ = ["describe"]
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory and software versions."""
+    return {
+        "processor": cpuinfo.get_cpu_info().get("brand_raw", platform.processor()),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "torch_threads": torch.get_num_threads(),
+        "versions": software_versions(),
+    }
