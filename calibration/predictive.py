@@ -90,7 +90,8 @@ class PredictiveDistribution:
     @property
     def expected_entropy(self) -> Tensor:
         """Aleatoric uncertainty ``[B]``: the members' entropies, averaged with their probabilities."""
-        return (entropy(self._joint) - torch.special.entr(self._joint.sum(-1))).mean(0)
+        excess: Tensor = torch.special.entr(self._joint.sum(-1))
+        return (entropy(self._joint) - excess).mean(0)
 
     @property
     def mutual_information(self) -> Tensor:

@@ -179,7 +179,7 @@ class Bundle:
 
 def normalise(pixels: Tensor, record: InputRecord) -> Tensor:
     """``(pixels / 255 - mean) / std`` as float32; any shape."""
-    return pixels.float().div_(255).sub_(record.mean).div_(record.std)
+    return pixels.float().div(255).sub_(record.mean).div_(record.std)
 
 
 def software_versions() -> dict[str, str]:

@@ -50,13 +50,14 @@ class DropoutUncertainty:
     """Labels for images of clothing, with calibrated confidence and decomposed uncertainty."""
 
     def __init__(self) -> None:
-        import torch
+        # One worker a core: more threads in each would only get in each other's way. torch.set_num_threads alone would
+        # not do: it does not reach matrix products in threads that start later, and a product's last digit depends
+        # on how many threads share it, so that the same request could get two answers.
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
         from models import bundle
         from service.predictor import Predictor
 
-        # One worker a core: more threads in each would only get in each other's way.
-        torch.set_num_threads(1)
         self.predictor = Predictor(bundle.load(os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE))
         example = PredictRequest.model_validate(openapi.EXAMPLE_REQUEST)
         warm_up = self.predictor.predict(example.pixels(), self.predictor.strategies[0], example.samples)
@@ -85,6 +86,7 @@ class DropoutUncertainty:
             allowed = ", ".join(self.predictor.strategies)
             message = f"strategy: the model has no active dropout to sample from; it allows {allowed}"
             error = RequestError(HTTPStatus.BAD_REQUEST, message, "strategy")
+            ctx.response.status_code = error.status  # BentoML puts it in the place of the response's own.
             return ErrorResponse(error, ctx.request.scope[REQUEST_ID])
         return self.predictor.predict(pixels, strategy, samples)
 

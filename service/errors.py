@@ -13,6 +13,8 @@ from starlette.responses import JSONResponse
 __all__ = ["ErrorBody", "ErrorResponse", "RequestError", "from_status", "from_validation"]
 
 MESSAGE_LIMIT = 500
+UNION_TAGS = frozenset({"flat", "rows"})
+"""Names that pydantic puts into an error's place though the request has nothing there."""
 
 CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -74,7 +76,7 @@ def from_validation(error: ValidationError) -> RequestError:
     """The first of the errors that pydantic found, by its place in the request."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     more = error.error_count() - 1
-    field = ".".join(str(part) for part in first["loc"]) or None
+    field = ".".join(str(part) for part in first["loc"] if part not in UNION_TAGS) or None
     where = f"{field}: " if field else ""
     return RequestError(
         HTTPStatus.BAD_REQUEST, f"{where}{first['msg']}" + (f" (and {more} more errors)" if more else ""), field

@@ -39,10 +39,10 @@ Rows = Annotated[list[Row], Field(min_length=SIDE, max_length=SIDE, fail_fast=Tr
 
 
 def _flat_or_rows(value: object) -> str:
-    return "28x28" if isinstance(value, list) and value and isinstance(value[0], list) else "784"
+    return "rows" if isinstance(value, list) and value and isinstance(value[0], list) else "flat"
 
 
-Instance = Annotated[Annotated[Flat, Tag("784")] | Annotated[Rows, Tag("28x28")], Discriminator(_flat_or_rows)]
+Instance = Annotated[Annotated[Flat, Tag("flat")] | Annotated[Rows, Tag("rows")], Discriminator(_flat_or_rows)]
 
 STRATEGY_HELP = (
     "How to use dropout at test time. mc_dropout: mean over sampled sub-networks, with decomposed uncertainty. "

@@ -132,6 +132,8 @@ def fit_command(
         )
     if fitted.stopped == "early":
         click.echo(f"Stopped early after epoch {len(fitted.history)}; restored epoch {fitted.best_epoch}.")
+    elif fitted.best_epoch < len(fitted.history):
+        click.echo(f"Restored epoch {fitted.best_epoch} of {len(fitted.history)}, the best by validation loss.")
     click.echo(f"Test accuracy {card['metrics']['test_accuracy']:.4f}. Wrote {out}.")
 
 

@@ -1,0 +1,55 @@
+"""Fixtures that several floors' tests share: the real data, the shipped bundle, a small trained bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models import bundle, networks, storage
+from training import data
+
+
+@pytest.fixture(scope="session")
+def fashion() -> data.FashionMNISTSplits:
+    return data.load()
+
+
+@pytest.fixture(scope="session")
+def shipped() -> bundle.Bundle:
+    return bundle.load("mlp")
+
+
+def write_bundle(
+    folder: Path, network_name: str = "RandomDropoutModel", arguments: dict[str, object] | None = None, seed: int = 0
+) -> nn.Module:
+    """Write a bundle with random weights into ``folder``, and return its network."""
+    network = networks.build(network_name, arguments, seed=seed).eval()
+    card = {
+        "name": folder.name,
+        "network": bundle.NetworkRecord(
+            name=network_name, arguments=arguments or {}, parameters=sum(p.numel() for p in network.parameters())
+        ),
+        "classes": data.CLASSES,
+        "input": bundle.InputRecord(),
+        "training": bundle.TrainingRecord(
+            optimizer="adam", learning_rate=0.001, batch_size=64, epochs=1, seed=seed, early_stopping=False,
+            patience=3, epochs_run=1, best_epoch=1, stopped="completed",
+        ),
+        "data": bundle.DataRecord(
+            name=data.NAME, sha256=data.CHECKSUMS, split_seed=0, train=50_000, validation=5_000, calibration=5_000
+        ),
+        "metrics": {"test_accuracy": 0.1},
+        "versions": bundle.software_versions(),
+    }  # fmt: skip
+    with storage.new_folder(folder) as temporary:
+        bundle.write(temporary, network, card)
+    return network
+
+
+@pytest.fixture
+def global_state() -> torch.Tensor:
+    """torch's global generator as it was before the test did anything."""
+    return torch.get_rng_state()

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import networks
+
+
+def layers(network: nn.Module) -> list[str]:
+    described = []
+    for module in network.modules():
+        match module:
+            case nn.Linear():
+                described.append(f"{module.in_features}-{module.out_features}")
+            case nn.Dropout():
+                described.append(f"p={module.p}")
+            case nn.ReLU():
+                described.append("relu")
+    return described
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "structure"),
+    [
+        ("ReLUNet", 102_070, ["784-120", "relu", "120-60", "relu", "60-10"]),
+        ("ModelWithSingleDropout", 95_410, ["784-120", "relu", "p=0.5", "120-10"]),
+        (
+            "RandomDropoutModel",
+            102_070,
+            ["p=0.2", "784-120", "relu", "p=0.5", "120-60", "relu", "p=0.5", "60-10"],
+        ),
+        (
+            "YourDropoutModel",
+            102_070,
+            ["p=0.2", "784-120", "relu", "p=0.5", "120-60", "relu", "p=0.5", "60-10"],
+        ),
+    ],
+)
+def test_the_notebooks_networks(name: str, parameters: int, structure: list[str]) -> None:
+    network = networks.build(name, seed=0)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert layers(network) == structure
+    assert network(torch.zeros(3, 28, 28)).shape == (3, 10)
+
+
+def test_rates_and_widths_of_the_users_choice() -> None:
+    network = networks.build(
+        "YourDropoutModel", {"dropout": [0.1, 0.0, 0.3, 0.4], "hidden_widths": [30, 20, 15]}, seed=0
+    )
+    assert layers(network) == [
+        "p=0.1", "784-30", "relu", "30-20", "relu", "p=0.3", "20-15", "relu", "p=0.4", "15-10",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("Perceptron", {}, "unknown network 'Perceptron'; known are ReLUNet, "),
+        ("ReLUNet", {"dropout": [0.1]}, "ReLUNet takes no arguments, not dropout"),
+        ("YourDropoutModel", {"depth": 3}, "takes dropout, hidden_widths, not depth"),
+        ("YourDropoutModel", {"dropout": [0.1, 0.2]}, r"need 3 dropout rates .* got 2"),
+        ("YourDropoutModel", {"dropout": [0.1, 0.2, 1.0]}, r"must lie in \[0, 1\), got 1.0"),
+        ("YourDropoutModel", {"dropout": [0.1, 0.2, float("nan")]}, r"must lie in \[0, 1\), got nan"),
+        ("YourDropoutModel", {"dropout": [0.1, -0.2, 0.1]}, r"must lie in \[0, 1\), got -0.2"),
+        ("YourDropoutModel", {"hidden_widths": [120, 0]}, "positive sizes"),
+    ],
+)
+def test_what_is_refused(name: str, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        networks.build(name, arguments, seed=0)
+
+
+def test_the_seed_alone_decides_the_weights(global_state: Tensor) -> None:
+    first, again, other = (networks.build("ReLUNet", seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["layers.1.weight"], other["layers.1.weight"])
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_without_a_seed_there_are_no_weights_yet() -> None:
+    assert all(parameter.is_meta for parameter in networks.build("ReLUNet").parameters())

@@ -1,0 +1,85 @@
+"""A real server, started as `make serve` starts it, on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.command_line import ROOT
+from tests.conftest import write_bundle
+
+START_SECONDS = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def serving(log: Path, bundle: str | None = None) -> Iterator[httpx.Client]:
+    """A client of a server that answers from ``bundle``; what the server prints goes to ``log``."""
+    port = free_port()
+    environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True"} | ({"DROPOUT_BUNDLE": bundle} if bundle else {})
+    command = [sys.executable, "-m", "bentoml", "serve", "service.app:DropoutUncertainty", "--port", str(port),
+               "--host", "127.0.0.1"]  # fmt: skip
+    with log.open("w") as output, subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:  # fmt: skip
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                wait_until_ready(client, process, log)
+                yield client
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+
+
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="session")
+def server(server_log: Path) -> Iterator[httpx.Client]:
+    """Serves the shipped bundle."""
+    with serving(server_log) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def plain_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Serves a bundle without dropout and without calibration."""
+    folder = tmp_path_factory.mktemp("plain")
+    write_bundle(folder / "plain", "ReLUNet")
+    with serving(folder / "log", str(folder / "plain")) as client:
+        yield client

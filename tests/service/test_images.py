@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import io
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from service import images
+from service.errors import RequestError
+from training.data import FashionMNISTSplits
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def garment(size: int = 280, ink: int = 40, paper: int = 250) -> NDArray[np.uint8]:
+    """A dark square in the middle of light paper."""
+    values = np.full((size, size), paper, dtype=np.uint8)
+    values[size // 4 : -size // 4, size // 4 : -size // 4] = ink
+    return values
+
+
+def test_a_28x28_grey_picture_passes_unchanged(fashion: FashionMNISTSplits) -> None:
+    for pixels in fashion.test.pixels[:50].numpy():
+        assert np.array_equal(images.decode(encoded(Image.fromarray(pixels)), "false"), pixels)
+
+
+def test_auto_inversion_on_the_real_images(fashion: FashionMNISTSplits) -> None:
+    """Of the 10,000 test images, how many does "auto" see the right way round, as they are and inverted?"""
+    pixels = fashion.test.pixels.numpy()
+    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
+    assert (np.median(border, axis=1) <= 127).mean() > 0.995
+    assert (np.median(255 - border, axis=1) > 127).mean() > 0.995
+
+
+def test_inversion() -> None:
+    light, dark = (encoded(Image.fromarray(values)) for values in (garment(), 255 - garment()))
+    assert images.decode(light, "auto")[0, 0] < 10
+    assert images.decode(dark, "auto")[0, 0] < 10
+    assert images.decode(light, "false")[0, 0] > 240
+    assert images.decode(dark, "true")[0, 0] > 240
+    assert images.decode(light, "auto")[14, 14] == 255 - 40
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_pixel_format_gives_the_same_picture(mode: str) -> None:
+    values = garment(ink=0, paper=255)
+    if mode == "I;16":
+        picture = Image.fromarray(values.astype(np.uint16) * 257)
+        kind = "PNG"
+    else:
+        picture = Image.fromarray(values).convert(mode)
+        kind = "JPEG" if mode == "CMYK" else "PNG"
+    found = images.decode(encoded(picture, kind), "auto").astype(int)
+    expected = images.decode(encoded(Image.fromarray(values)), "auto").astype(int)
+    assert abs(found - expected).max() <= 3
+
+
+def test_transparent_parts_are_paper() -> None:
+    cut_out = Image.fromarray(garment(ink=0, paper=0)).convert("RGBA")
+    alpha = np.zeros((280, 280), dtype=np.uint8)
+    alpha[70:210, 70:210] = 255
+    cut_out.putalpha(Image.fromarray(alpha))
+    decoded = images.decode(encoded(cut_out), "auto")
+    assert decoded[0, 0] == 0
+    assert decoded[14, 14] == 255
+
+
+@pytest.mark.parametrize("size", [(100, 400), (400, 100), (1, 1), (3000, 7)])
+def test_proportions_are_kept_and_the_rest_is_background(size: tuple[int, int]) -> None:
+    decoded = images.decode(encoded(Image.new("L", size, 200)), "false")
+    assert decoded.shape == (28, 28)
+    assert (decoded == 200).all()
+
+
+def test_a_picture_taken_sideways_is_turned_upright() -> None:
+    values = np.zeros((56, 56), dtype=np.uint8)
+    values[:20] = 255
+    upright = images.decode(encoded(Image.fromarray(values)), "false")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to look at it
+    sideways = encoded(Image.fromarray(np.rot90(values).copy()), "PNG", exif=exif)
+    assert np.array_equal(images.decode(sideways, "false"), upright)
+
+
+def read_or_refused(content: bytes) -> None:
+    refusal = None
+    try:
+        decoded = images.decode(content, "auto")
+    except RequestError as error:
+        refusal = error.status
+    assert refusal == HTTPStatus.UNPROCESSABLE_ENTITY or decoded.shape == (28, 28)
+
+
+@given(
+    content=st.binary(max_size=300),
+    prefix=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"BM", b"\xff\xd8\xff\xe0", b"RIFF"]),
+)
+@settings(deadline=None, max_examples=300)
+def test_no_bytes_are_worse_than_unreadable(content: bytes, prefix: bytes) -> None:
+    read_or_refused(prefix + content)
+
+
+@given(position=st.integers(8, 600), value=st.integers(0, 255), kind=st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]))
+@settings(deadline=None, max_examples=300)
+def test_a_damaged_picture_is_read_or_refused(position: int, value: int, kind: str) -> None:
+    content = bytearray(encoded(Image.fromarray(garment(40)), kind))
+    content[position % len(content)] = value
+    read_or_refused(bytes(content))

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models import bundle
+from tests.command_line import ROOT, refused, run
+
+
+def test_fit_writes_a_whole_bundle(tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    arguments = ["fit", "YourDropoutModel", "--dropout", "0.1,0.2,0.3", "--hidden-widths", "32,16", "--seed", "3",
+                 "--batch-size", "512", "--epochs", "2", "--out", str(out)]  # fmt: skip
+    done = run("training", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "epoch   2/2" in done.stderr
+    assert "images/s" in done.stderr
+    loaded = bundle.load(out)
+    assert loaded.card.name == "mine"
+    assert loaded.card.network.arguments == {"dropout": [0.1, 0.2, 0.3], "hidden_widths": [32, 16]}
+    assert f"Test accuracy {loaded.card.metrics['test_accuracy']:.4f}" in done.stdout
+    history = json.loads((out / "history.json").read_text())
+    assert [epoch["epoch"] for epoch in history["history"]] == [1, 2]
+    assert set(history["history"][0]) == {
+        "epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds",
+    }  # fmt: skip
+    assert history["history"][1]["validation_accuracy"] == loaded.card.metrics["validation_accuracy"]
+    with Image.open(out / "curves.png") as figure:
+        assert figure.width > 1000
+
+    # The same seed gives the same weights in another process; what is there is not replaced without being asked to.
+    before = loaded.card.weights_sha256
+    assert "--overwrite" in refused("training", *arguments, code=1)
+    assert run("training", *arguments, "--overwrite").returncode == 0
+    assert bundle.load(out).card.weights_sha256 == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_early_stopping_is_told(tmp_path: Path) -> None:
+    done = run(
+        "training", "fit", "YourDropoutModel", "--dropout", "0,0,0", "--lr", "0.05", "--batch-size", "2000",
+        "--epochs", "60", "--early-stopping", "--patience", "1", "--out", tmp_path / "b",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    training = bundle.load(tmp_path / "b").card.training
+    assert training.stopped == "early"
+    assert training.epochs_run == training.best_epoch + 1
+    assert f"Stopped early after epoch {training.epochs_run}; restored epoch {training.best_epoch}." in done.stdout
+
+
+def test_divergence_keeps_the_last_good_weights(tmp_path: Path) -> None:
+    message = run("training", "fit", "ReLUNet", "--lr", "1e30", "--out", tmp_path / "b")
+    assert message.returncode == 1
+    assert "Error: the loss became" in message.stderr
+    assert not (tmp_path / "b").exists(), "no epoch was good"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "Perceptron"], "'Perceptron' is not one of 'ReLUNet'"),
+        (["fit"], "Missing argument 'NETWORK'"),
+        (["fit", "ReLUNet"], "Missing option '--out'"),
+        (["fit", "ReLUNet", "--out", "x", "--epochs", "0"], "'--epochs': 0 is not in the range x>=1"),
+        (["fit", "ReLUNet", "--out", "x", "--lr", "-1"], "'--lr'"),
+        (["fit", "ReLUNet", "--out", "x", "--dropout", "0.1"], "ReLUNet takes no arguments, not dropout"),
+        (["fit", "YourDropoutModel", "--out", "x", "--dropout", "0.1,x"], "not a list of numbers"),
+        (["fit", "YourDropoutModel", "--out", "x", "--dropout", "0.1,0.2"], "need 3 dropout rates"),
+        (["fit", "YourDropoutModel", "--out", "x", "--dropout", "0.1,0.2,1.5"], r"must lie in [0, 1), got 1.5"),
+        (["fit", "ReLUNet", "--out", "x", "--data", "/no/such/folder"], "'/no/such/folder' does not exist"),
+        (["data", "--color", "red"], "No such option"),
+        (["trian"], "No such command 'trian'"),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line(arguments: list[str], message: str) -> None:
+    assert message in refused("training", *arguments, code=2)
+
+
+def test_a_folder_without_the_data(tmp_path: Path) -> None:
+    message = refused("training", "data", "--data", tmp_path, code=1)
+    assert "train-images-idx3-ubyte is missing" in message
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["data"]])
+def test_help_is_complete(command: list[str]) -> None:
+    done = run("training", *command, "--help")
+    assert done.returncode == 0
+    if command == ["fit"]:
+        for option in ("--epochs", "--lr", "--batch-size", "--seed", "--dropout", "--hidden-widths", "--early-stopping",
+                       "--patience", "--split-seed", "--name", "--out", "--overwrite", "--data"):  # fmt: skip
+            assert option in done.stdout
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", "fit", "ReLUNet", "--epochs", "500", "--out", str(tmp_path / "b")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch   1/500" in line:
+                break
+        assert any(tmp_path.iterdir()), "the temporary folder should be there by now"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest.strip().splitlines()[-1] == "Error: interrupted; nothing was left half-written"
+    assert list(tmp_path.iterdir()) == []

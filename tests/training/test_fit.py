@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import bundle, networks
+from training.data import FashionMNISTSplits, LabelledImages
+from training.fit import DivergedError, EpochRecord, Recipe, evaluate, fit
+
+
+def prepare(pixels: Tensor) -> Tensor:
+    return bundle.normalise(pixels, bundle.InputRecord())
+
+
+@pytest.fixture(scope="session")
+def small(fashion: FashionMNISTSplits) -> tuple[LabelledImages, LabelledImages]:
+    return fashion.train[slice(0, 2000)], fashion.validation[slice(0, 500)]
+
+
+def test_one_epoch_on_the_real_data_is_over_80_percent(fashion: FashionMNISTSplits) -> None:
+    network = networks.build("RandomDropoutModel", seed=0)
+    fitted = fit(network, fashion.train, fashion.validation, Recipe(epochs=1), prepare=prepare)
+    loss, accuracy = evaluate(network, prepare(fashion.test.pixels), fashion.test.labels)
+    assert accuracy > 0.80
+    assert math.isfinite(loss)
+    assert [record.epoch for record in fitted.history] == [1]
+    assert fitted.history[0].validation_accuracy > 0.80
+    assert fitted.history[0].seconds > 0
+
+
+def test_the_same_seed_gives_identical_weights(
+    small: tuple[LabelledImages, LabelledImages], global_state: Tensor
+) -> None:
+    def trained(seed: int) -> dict[str, Tensor]:
+        network = networks.build("RandomDropoutModel", seed=seed)
+        fit(network, *small, Recipe(epochs=2, seed=seed), prepare=prepare)
+        return network.state_dict()
+
+    first, again, other = trained(0), trained(0), trained(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["layers.2.weight"], other["layers.2.weight"])
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_progress_is_told(small: tuple[LabelledImages, LabelledImages]) -> None:
+    images: list[int] = []
+    epochs: list[EpochRecord] = []
+    network = networks.build("ReLUNet", seed=0)
+    fitted = fit(
+        network,
+        *small,
+        Recipe(epochs=2, batch_size=300),
+        prepare=prepare,
+        on_batch=images.append,
+        on_epoch=epochs.append,
+    )
+    assert images == [300] * 6 + [200] + [300] * 6 + [200]
+    assert tuple(epochs) == fitted.history
+    assert (fitted.best_epoch, fitted.stopped) == (2, "completed")
+
+
+def test_early_stopping_restores_the_best_weights(small: tuple[LabelledImages, LabelledImages]) -> None:
+    train, validation = small[0][slice(0, 300)], small[1]
+    network = networks.build("ReLUNet", seed=0)
+    recipe = Recipe(epochs=100, learning_rate=0.003, early_stopping=True, patience=4)
+    fitted = fit(network, train, validation, recipe, prepare=prepare)
+    losses = [record.validation_loss for record in fitted.history]
+    assert fitted.stopped == "early"
+    assert fitted.best_epoch == 1 + losses.index(min(losses))
+    assert len(losses) == fitted.best_epoch + 4
+    assert evaluate(network, prepare(validation.pixels), validation.labels)[0] == pytest.approx(min(losses), abs=1e-6)
+    assert losses[-1] > min(losses)
+    assert not network.training
+
+
+def test_without_early_stopping_the_last_weights_are_kept(small: tuple[LabelledImages, LabelledImages]) -> None:
+    train, validation = small[0][slice(0, 300)], small[1]
+    network = networks.build("ReLUNet", seed=0)
+    fitted = fit(network, train, validation, Recipe(epochs=30, learning_rate=0.003), prepare=prepare)
+    losses = [record.validation_loss for record in fitted.history]
+    assert len(losses) == fitted.best_epoch == 30
+    assert losses[-1] > min(losses)
+    assert evaluate(network, prepare(validation.pixels), validation.labels)[0] == pytest.approx(losses[-1], abs=1e-6)
+
+
+class DivergesLater(nn.Module):
+    """A linear network whose output becomes NaN at a given training batch."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+        self.at = at
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1))
+        if self.training:
+            self.seen += 1
+            if self.seen >= self.at:
+                return logits * math.nan
+        return logits
+
+
+def test_a_diverging_loss_keeps_the_last_good_weights(small: tuple[LabelledImages, LabelledImages]) -> None:
+    good: list[dict[str, Tensor]] = []
+    network = DivergesLater(at=2 * 4 + 3)
+    with pytest.raises(DivergedError, match=r"loss became nan in epoch 3, batch 3") as caught:
+        fit(
+            network,
+            *small,
+            Recipe(epochs=5, batch_size=500),
+            prepare=prepare,
+            on_epoch=lambda _: good.append({name: t.clone() for name, t in network.state_dict().items()}),
+        )
+    fitted = caught.value.fitted
+    assert (fitted.stopped, fitted.best_epoch, len(fitted.history)) == ("diverged", 2, 2)
+    assert all(torch.equal(tensor, good[1][name]) for name, tensor in network.state_dict().items())
+
+
+def test_diverging_in_the_first_epoch_leaves_the_initial_weights(small: tuple[LabelledImages, LabelledImages]) -> None:
+    network = DivergesLater(at=2)
+    before = network.linear.weight.clone()
+    with pytest.raises(DivergedError) as caught:
+        fit(network, *small, Recipe(epochs=5), prepare=prepare)
+    assert caught.value.fitted.history == ()
+    assert torch.equal(network.linear.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("batch_size", 0), ("patience", 0), ("learning_rate", 0.0), ("learning_rate", math.inf)],
+)
+def test_impossible_recipes_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        Recipe(**{field: value})  # type: ignore[arg-type]
