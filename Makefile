@@ -16,9 +16,12 @@ help: ## list these commands
 
 setup: .venv/.installed ## make .venv with the locked dependencies, for all that follows
 
-.venv/.installed: requirements.lock pyproject.toml
+.venv/.created: requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.installed: .venv/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint requirements.lock --editable '.[dev,bench]'
 	@touch $@
@@ -58,4 +61,4 @@ lock: ## write requirements.lock anew, with the newest versions that pyproject.t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' torch==2.13.0
 	{ echo "# Exact versions of all dependencies, written by \`make lock\`; the Makefile gives it to pip as constraints."; \
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
-	touch .venv/.installed
+	touch .venv/.created .venv/.installed

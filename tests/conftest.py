@@ -1,14 +1,17 @@
-"""Fixtures that several floors' tests share: the real data, the shipped bundle, a small trained bundle."""
+"""Fixtures that several floors' tests share: the real data, the shipped bundle, running servers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from torch import nn
 
 from models import bundle, networks, storage
+from tests.serving import serving
 from training import data
 
 
@@ -47,6 +50,27 @@ def write_bundle(
     with storage.new_folder(folder) as temporary:
         bundle.write(temporary, network, card)
     return network
+
+
+@pytest.fixture(scope="session")
+def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="session")
+def server(server_log: Path) -> Iterator[httpx.Client]:
+    """Serves the shipped bundle."""
+    with serving(server_log) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def plain_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Serves a bundle without dropout and without calibration."""
+    folder = tmp_path_factory.mktemp("plain")
+    write_bundle(folder / "plain", "ReLUNet")
+    with serving(folder / "log", str(folder / "plain")) as client:
+        yield client
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from training.fit import EpochRecord
 __all__ = ["save_curves"]
 
 TRAIN, VALIDATION = "#4477aa", "#cc6677"
+MARKED_EPOCHS = 30
 
 
 def save_curves(history: Sequence[EpochRecord], best_epoch: int, title: str, path: Path) -> None:
@@ -20,12 +21,13 @@ def save_curves(history: Sequence[EpochRecord], best_epoch: int, title: str, pat
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)
     epochs = [record.epoch for record in history]
+    marked = len(epochs) <= MARKED_EPOCHS
     for axes, measure, label in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True
     ):
-        for part, colour, style in (("train", TRAIN, "o-"), ("validation", VALIDATION, "s-")):
+        for part, colour, marker in (("train", TRAIN, "o"), ("validation", VALIDATION, "s")):
             values = [getattr(record, f"{part}_{measure}") for record in history]
-            axes.plot(epochs, values, style, color=colour, markersize=4, label=part)
+            axes.plot(epochs, values, "-", marker=marker if marked else "", color=colour, markersize=4, label=part)
         axes.axvline(best_epoch, color="grey", linestyle=":", label="weights kept")
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -18,7 +18,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "svg.fonttype": "none", "svg.hashsalt": "dropout-uncertainty",
 }  # fmt: skip
-OBSERVED, GAP = "#4477aa", "#ee8866"
+OBSERVED, TOO_MUCH, TOO_LITTLE = "#4477aa", "#ee8866", "#ddcc77"
 
 
 def as_svg(figure: Figure) -> str:
@@ -56,7 +56,8 @@ def reliability(strategies: dict[str, Any]) -> Figure:
         for row in (0, 2):
             panels[row, 0].set_ylabel("accuracy")
             panels[row + 1, 0].set_ylabel("images")
-        panels[0, 0].legend(loc="lower right", frameon=False, fontsize=8)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -68,7 +69,9 @@ def _diagram(axes: Axes, quality: dict[str, Any]) -> None:
     accuracies = [bins["accuracy"][k] for k in filled]
     gaps = [bins["confidence"][k] - bins["accuracy"][k] for k in filled]
     axes.bar(centres, accuracies, width * 0.92, color=OBSERVED, label="accuracy")
-    axes.bar(centres, gaps, width * 0.92, bottom=accuracies, color=GAP, alpha=0.75, label="gap to confidence")
+    for sign, colour, label in ((1, TOO_MUCH, "too much confidence"), (-1, TOO_LITTLE, "too little confidence")):
+        heights = [gap if gap * sign > 0 else 0.0 for gap in gaps]
+        axes.bar(centres, heights, width * 0.92, bottom=accuracies, color=colour, label=label)
     axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=INK, alpha=0.6)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0.04, 0.93, f"ECE {quality['ece']:.3f}", transform=axes.transAxes, fontsize=9)

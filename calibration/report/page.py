@@ -73,7 +73,9 @@ def conclusions(report: dict[str, Any]) -> list[str]:
 
 def _verdict(difference: dict[str, Any], scale: float, unit: str, *, higher_is_better: bool) -> str:
     low, high = (bound * scale for bound in difference["interval"])
-    value = f"{difference['difference'] * scale:+.3f} {unit} (95 % interval {low:+.3f} to {high:+.3f})"
+    value = f"{difference['difference'] * scale:+.3f} {unit} (95 % interval {low:+.3f} to {high:+.3f})".replace(
+        "-", "−"
+    )
     if low <= 0 <= high:
         return f"{value}, not distinguishable"
     return f"{value}, {'better' if (low > 0) == higher_is_better else 'worse'}"

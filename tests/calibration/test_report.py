@@ -188,7 +188,7 @@ def comparison(low: float, high: float) -> dict[str, Any]:
     ("accuracy", "nll", "expected"),
     [
         ((0.01, 0.02), (-0.2, -0.1), ["of accuracy (95 % interval +1.000 to +2.000), better", "better."]),
-        ((-0.02, -0.01), (0.1, 0.2), ["of accuracy (95 % interval -2.000 to -1.000), worse", "worse."]),
+        ((-0.02, -0.01), (0.1, 0.2), ["of accuracy (95 % interval −2.000 to −1.000), worse", "worse."]),
         ((-0.01, 0.01), (-0.1, 0.1), ["to +1.000), not distinguishable", "not distinguishable."]),
     ],
 )

@@ -16,7 +16,6 @@ import httpx
 import pytest
 
 from tests.command_line import ROOT
-from tests.conftest import write_bundle
 
 START_SECONDS = 60.0
 
@@ -62,24 +61,3 @@ def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log
             pass
         time.sleep(0.1)
     pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
-
-
-@pytest.fixture(scope="session")
-def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server") / "log"
-
-
-@pytest.fixture(scope="session")
-def server(server_log: Path) -> Iterator[httpx.Client]:
-    """Serves the shipped bundle."""
-    with serving(server_log) as client:
-        yield client
-
-
-@pytest.fixture(scope="session")
-def plain_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Serves a bundle without dropout and without calibration."""
-    folder = tmp_path_factory.mktemp("plain")
-    write_bundle(folder / "plain", "ReLUNet")
-    with serving(folder / "log", str(folder / "plain")) as client:
-        yield client
