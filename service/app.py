@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from http import HTTPStatus
+from pathlib import Path
 
 import bentoml
 import numpy as np
@@ -26,6 +29,11 @@ __all__ = ["DropoutUncertainty"]
 
 BUNDLE_VARIABLE = "DROPOUT_BUNDLE"
 DEFAULT_BUNDLE = "mlp"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _bundle_name() -> str:
+    return os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE
 
 
 async def _model(request: Request) -> Response:
@@ -58,7 +66,7 @@ class DropoutUncertainty:
         from models import bundle
         from service.predictor import Predictor
 
-        self.predictor = Predictor(bundle.load(os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE))
+        self.predictor = Predictor(bundle.load(_bundle_name()))
         example = PredictRequest.model_validate(openapi.EXAMPLE_REQUEST)
         warm_up = self.predictor.predict(example.pixels(), self.predictor.strategies[0], example.samples)
         description = self.predictor.describe()
@@ -68,6 +76,18 @@ class DropoutUncertainty:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
+
+    @bentoml.on_deployment
+    def verify_bundle() -> None:
+        """Runs in the supervisor before there are workers, which would fail and be started again without end.
+
+        In a process of its own, to keep torch out of the supervisor.
+        """
+        command = [sys.executable, "-m", "models", _bundle_name()]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        verified = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False)  # noqa: S603
+        if verified.returncode:
+            sys.exit(verified.returncode)
 
     @bentoml.api(route="/predict", output_spec=PredictResponse)
     def predict(self, request: PredictRequest, /, ctx: bentoml.Context) -> PredictResponse | Response:

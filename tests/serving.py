@@ -26,16 +26,22 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@contextmanager
-def serving(log: Path, bundle: str | None = None) -> Iterator[httpx.Client]:
-    """A client of a server that answers from ``bundle``; what the server prints goes to ``log``."""
-    port = free_port()
-    environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True"} | ({"DROPOUT_BUNDLE": bundle} if bundle else {})
+def start(log: Path, port: int, bundle: str = "") -> subprocess.Popen[bytes]:
+    """The server's process, answering from ``bundle`` on ``port``; what it prints goes to ``log``."""
+    environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True", "DROPOUT_BUNDLE": bundle}
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:DropoutUncertainty", "--port", str(port),
                "--host", "127.0.0.1"]  # fmt: skip
-    with log.open("w") as output, subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:  # fmt: skip
+    with log.open("w") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+@contextmanager
+def serving(log: Path, bundle: str = "") -> Iterator[httpx.Client]:
+    """A client of a server that answers from ``bundle``, the shipped one by default."""
+    port = free_port()
+    with start(log, port, bundle) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 wait_until_ready(client, process, log)

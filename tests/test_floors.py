@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def test_imports_go_downwards(path: Path) -> None:
     assert not imported_packages(path) & forbidden
     if floor != "training":
         assert "torchvision" not in imported_packages(path)
+
+
+def test_a_bento_is_built_with_the_locked_versions() -> None:
+    locked = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = re.findall(r'"([\w-]+==[^"]+)"', (ROOT / "bentofile.yaml").read_text())
+    assert len(pinned) == 7
+    assert set(pinned) <= set(locked)
 
 
 def test_the_supervisor_does_not_load_torch() -> None:
