@@ -58,7 +58,8 @@ pretrained: setup data ## train and calibrate the bundle that ships with the pro
 lock: ## write requirements.lock anew, with the newest versions that pyproject.toml allows
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	{ echo "# Exact versions of all dependencies, written by \`make lock\`; the Makefile gives it to pip as constraints."; \
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+	echo "# Made beside a CPU build of torch. What a CUDA build needs besides, torch itself requires in exact versions."; \
+	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//'; } > requirements.lock
 	touch .venv/.created .venv/.installed

@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks import machine
 from models import bundle, networks, storage
-from models.command_line import data_option, run
+from models.command_line import progress_bar, run
 from training import data
 from training.fit import Recipe, fit
+from training.options import data_option
 from training.torchvision_compat import FashionMNIST, transforms
 
 NETWORK, BATCH_SIZE = "RandomDropoutModel", 64
@@ -77,11 +78,12 @@ def main(*, rounds: int, data_folder: Path | None) -> None:
     images = FashionMNIST(data.fetch(data_folder), train=True, transform=to_tensor)
     loader = DataLoader(Subset(images, range(len(splits.train))), batch_size=BATCH_SIZE, shuffle=True)
     times: dict[str, list[float]] = {"notebook": [], "project": [], "project, whole fit": []}
-    for _ in range(rounds):
-        times["notebook"].append(notebook_epoch(loader))
-        epoch, whole = project_epoch(splits)
-        times["project"].append(epoch)
-        times["project, whole fit"].append(whole)
+    with progress_bar("rounds") as progress:
+        for _ in progress.track(range(rounds), description="Measuring"):
+            times["notebook"].append(notebook_epoch(loader))
+            epoch, whole = project_epoch(splits)
+            times["project"].append(epoch)
+            times["project, whole fit"].append(whole)
 
     medians = {way: statistics.median(values) for way, values in times.items()}
     rows = [

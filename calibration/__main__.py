@@ -11,8 +11,10 @@ from calibration.scaling import calibrate
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, applicable
 from calibration.subnetworks import UnsupportedNetworkError
 from models import bundle as bundles
-from models.command_line import data_option, progress_bar, run
+from models import storage
+from models.command_line import progress_bar, run
 from training import data
+from training.options import data_option
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -59,15 +61,17 @@ def report_command(*, bundle_name: str, out: Path, data_folder: Path | None) -> 
     An uncalibrated bundle is calibrated for the report, but not modified.
     """
     bundle = bundles.load(bundle_name)
-    calibration = bundle.calibration or _calibrate(bundle, DEFAULT_SAMPLES, DEFAULT_SEED, data_folder)
-    test = data.load_test(data_folder)
-    with progress_bar("images") as progress:
-        task = progress.add_task("Measuring", total=len(test) * len(calibration.strategies))
-        measured = calibration_report.measure(
-            bundle, calibration, test, on_images=lambda images: progress.advance(task, images)
-        )
     try:
-        calibration_report.write(measured, test.pixels, out)
+        with storage.new_folder(out, replaceable=calibration_report.FILES) as folder:
+            calibration = bundle.calibration or _calibrate(bundle, DEFAULT_SAMPLES, DEFAULT_SEED, data_folder)
+            test = data.load_test(data_folder)
+            with progress_bar("images") as progress:
+                strategies = applicable(bundle.network, bundle.card.input.shape)
+                task = progress.add_task("Measuring", total=len(test) * len(strategies))
+                measured = calibration_report.measure(
+                    bundle, calibration, test, on_images=lambda images: progress.advance(task, images)
+                )
+            calibration_report.write(measured, test.pixels, folder)
     except FileExistsError as error:
         raise click.ClickException(f"{error}; choose another --out") from error
     click.echo(f"Wrote {out / 'report.html'} and {out / 'report.json'}.")

@@ -43,8 +43,10 @@ class PredictiveDistribution:
     distributions with that mean it is the nearest in Kullback-Leibler divergence (the I-projection, Csiszar 1975),
     and the identity above stays exact.
 
-    All entropies are in nats, between 0 and log C. Raises ``ValueError`` unless the temperature is positive and
-    finite and ``members`` has three axes.
+    Zeros among ``members``, which an underflowing softmax gives, become the least positive number, so that logarithms
+    stay finite. All entropies are in nats, between 0 and log C.
+
+    Raises ``ValueError`` unless the temperature is positive and finite and ``members`` has three axes.
     """
 
     members: Tensor
@@ -55,6 +57,7 @@ class PredictiveDistribution:
             raise ValueError(f"members must be [T, B, C], got shape {tuple(self.members.shape)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        object.__setattr__(self, "members", _positive(self.members))
 
     @classmethod
     def from_logits(cls, logits: Tensor, temperature: float = 1.0) -> PredictiveDistribution:
@@ -79,7 +82,7 @@ class PredictiveDistribution:
     @cached_property
     def _joint(self) -> Tensor:
         """T times the calibrated joint probability of member and label ``[T, B, C]``: its mean over T is ``mean``."""
-        factor: Tensor = self.mean / _positive(self.pooled)
+        factor: Tensor = self.mean / self.pooled
         return self.members * factor
 
     @property
@@ -126,5 +129,4 @@ class PredictiveDistribution:
 
 
 def _positive(probabilities: Tensor) -> Tensor:
-    """Without zeros, which an underflowing softmax gives, so that logarithms and quotients stay finite."""
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny)

@@ -150,6 +150,10 @@ class Calibration(Record):
     strategies: dict[str, TemperatureRecord]
     versions: dict[str, str]
 
+    def temperature(self, strategy: str) -> float:
+        """The fitted temperature of ``strategy``; 1.0, which changes nothing, if none was fitted."""
+        return self.strategies[strategy].temperature if strategy in self.strategies else 1.0
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -162,8 +166,8 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """Twelve hexadecimal digits that change when the weights or the calibration do."""
-        parts = [self.card.weights_sha256, _digest(self.calibration) if self.calibration else ""]
+        """Twelve hexadecimal digits that change when the weights, the card or the calibration do."""
+        parts = [_digest(self.card), _digest(self.calibration) if self.calibration else ""]
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
     def prepare(self, pixels: Tensor) -> Tensor:
@@ -171,10 +175,8 @@ class Bundle:
         return normalise(pixels, self.card.input)
 
     def temperature(self, strategy: str) -> float:
-        """The fitted temperature of ``strategy``; 1.0, which changes nothing, if none was fitted."""
-        if self.calibration is None or strategy not in self.calibration.strategies:
-            return 1.0
-        return self.calibration.strategies[strategy].temperature
+        """The fitted temperature of ``strategy``; 1.0 for an uncalibrated bundle."""
+        return self.calibration.temperature(strategy) if self.calibration else 1.0
 
 
 def normalise(pixels: Tensor, record: InputRecord) -> Tensor:
@@ -266,7 +268,22 @@ def _network(path: Path, card: Card) -> nn.Module:
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{path} holds values that are not finite in {name}")
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    _check_card(path.parent / CARD, card, network)
+    return network
+
+
+def _check_card(path: Path, card: Card, network: nn.Module) -> None:
+    """What the card says of the network must be so: its parameters, the shape of its input, its classes."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters != card.network.parameters:
+        raise BundleError(f"{path} says {card.network.parameters:,} parameters, the weights have {parameters:,}")
+    try:
+        outputs = network(torch.zeros(1, *card.input.shape)).shape
+    except RuntimeError as error:
+        raise BundleError(f"{path}: {card.network.name} does not take images of {card.input.shape}: {error}") from error
+    if outputs != (1, len(card.classes)):
+        raise BundleError(f"{path} names {len(card.classes)} classes, the network's output is {tuple(outputs)}")
 
 
 RecordT = TypeVar("RecordT", Card, Calibration)
@@ -284,7 +301,7 @@ def _sealed(record: Record) -> str:
 def _unsealed(path: Path, kind: type[RecordT]) -> RecordT:
     try:
         fields = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BundleError(f"{path} should hold a JSON object, not {type(fields).__name__}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any
 
 import click
 from rich.console import Console
@@ -23,14 +23,17 @@ from rich.text import Text
 
 from models.bundle import BundleError
 
-__all__ = ["NumberList", "data_option", "progress_bar", "run"]
+__all__ = ["NumberList", "error_console", "progress_bar", "run"]
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
 def run(command: click.Command, program: str, *failures: type[Exception]) -> None:
     """Run ``command`` and exit: 0; 2 for a wrong argument; 130 when interrupted; 1 for one of ``failures``, a
-    bundle that can't be used, or a file that can't be read or written. Errors are one line on standard error."""
+    bundle that can't be used, or a file that can't be read or written. Errors are one line on standard error.
+
+    A request to terminate is an interrupt too, so that it leaves nothing half-written either."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = command.main(prog_name=program, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -51,6 +54,10 @@ def run(command: click.Command, program: str, *failures: type[Exception]) -> Non
             _one_line(f"{error.strerror or error}: {error.filename}" if error.filename else str(error)),
             FAILURE,
         )
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _one_line(message: str) -> str:
@@ -78,20 +85,6 @@ class NumberList(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is not a list of numbers separated by commas", param, ctx)
 
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-
-def data_option(function: Decorated) -> Decorated:
-    """The ``--data`` option, as a :class:`~pathlib.Path` or ``None``."""
-    return click.option(
-        "--data",
-        "data_folder",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
-        help="Folder with the Fashion-MNIST files. Default: $FASHION_MNIST_DIR, the project's data folder, Debian's "
-        "package, or a download.",
-    )(function)
-
-
 class _RateColumn(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -99,7 +92,13 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
+        number = "-" if not speed else f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
+        return Text(f"{number} {self.unit}/s", style="cyan")
+
+
+def error_console() -> Console:
+    """For what isn't a command's result: progress, and news of it."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def progress_bar(unit: str) -> Progress:
@@ -112,5 +111,5 @@ def progress_bar(unit: str) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=error_console(),
     )

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 __all__ = ["new_folder", "write_bytes", "write_text"]
@@ -39,44 +38,45 @@ def write_text(path: Path, content: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, replaceable: Iterable[str] = ()) -> Iterator[Path]:
+def new_folder(path: Path, *, replaceable: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``path`` when the block ends without an exception.
 
-    An existing folder is replaced only if all it holds are files whose names match the glob patterns
-    ``replaceable``, so that nothing of the user's is lost; otherwise ``FileExistsError`` is raised before the
-    block runs. It is replaced at the end of the block, and put back if the renaming fails. After an exception, an
-    interrupt included, nothing is left behind.
+    An existing folder is replaced only if all it holds are files with the names in ``replaceable``, so that nothing
+    else is ever lost; otherwise ``FileExistsError`` is raised, before the block runs and again before replacing. If
+    the renaming fails the old folder is put back. After an exception, an interrupt included, nothing is left behind.
     """
     path = path.absolute()
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} exists and is not a folder")
-    patterns = tuple(replaceable)
-    foreign = sorted(
-        entry.name
-        for entry in (path.iterdir() if path.exists() else ())
-        if entry.is_dir() or not any(fnmatchcase(entry.name, pattern) for pattern in patterns)
-    )
-    if foreign:
-        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise FileExistsError(f"{path} exists and would not be replaced, because it holds {shown}")
+    _refuse_unless_replaceable(path, replaceable)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    retired = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
         temporary.chmod(_permissions(0o777))
+        _refuse_unless_replaceable(path, replaceable)
         if path.exists():
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.old.", dir=path.parent) as old:
-                retired = path.rename(Path(old) / path.name)
-                try:
-                    temporary.rename(path)
-                except BaseException:
-                    retired.rename(path)
-                    raise
-        else:
-            temporary.rename(path)
+            path.rename(retired)
+        temporary.rename(path)
     except BaseException:
+        if retired.exists() and not path.exists():
+            retired.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _refuse_unless_replaceable(path: Path, replaceable: Collection[str]) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{path} exists and is not a folder")
+    if path.is_mount():
+        raise FileExistsError(f"{path} is a mount point, which can't be replaced; name a new folder inside it")
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.is_dir() or entry.name not in replaceable)
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise FileExistsError(f"{path} exists and would not be replaced, because it holds {shown}")
 
 
 def _permissions(mode: int) -> int:

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service import openapi
+from service import metrics, openapi
 from service.door import REQUEST_ID, Door
 from service.errors import ErrorResponse, RequestError
-from service.wire import ImageRequest, PredictRequest, PredictResponse, StrategyName
+from service.wire import ImageRequest, Options, PredictRequest, PredictResponse
 
 __all__ = ["DropoutUncertainty"]
 
@@ -40,18 +40,23 @@ async def _model(request: Request) -> Response:
     return JSONResponse(request.app.state.model)
 
 
+async def _metrics(_: Request) -> Response:
+    return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
 async def _docs(request: Request) -> Response:
     return JSONResponse(request.app.state.docs)
 
 
-pages = Starlette(routes=[Route("/model", _model), Route("/docs.json", _docs)])
+pages = Starlette(routes=[Route("/model", _model), Route("/docs.json", _docs), Route("/metrics", _metrics)])
 
 
 @bentoml.service(
     name="dropout_uncertainty",
     workers="cpu_count",
-    # BentoML keeps every request object until the timeout has passed, so a long one costs memory.
-    traffic={"timeout": 10, "max_concurrency": 64},
+    # The door gives up earlier. BentoML keeps every request object until this has passed, so that it should be short.
+    traffic={"timeout": 15},
+    metrics={"enabled": False},
 )
 @bentoml.asgi_app(pages)
 class DropoutUncertainty:
@@ -67,11 +72,11 @@ class DropoutUncertainty:
         from service.predictor import Predictor
 
         self.predictor = Predictor(bundle.load(_bundle_name()))
-        example = PredictRequest.model_validate(openapi.EXAMPLE_REQUEST)
-        warm_up = self.predictor.predict(example.pixels(), self.predictor.strategies[0], example.samples)
         description = self.predictor.describe()
+        example = openapi.example_request(description)
+        warm_up = self.predictor.predict(example.pixels(), example.strategy, example.samples)
         pages.state.model = description.model_dump()
-        pages.state.docs = openapi.document(description.version, warm_up.model_dump())
+        pages.state.docs = openapi.document(description, example, warm_up)
         # What exists now lives as long as the worker: full collections need not walk it, and can be rare.
         gc.collect()
         gc.freeze()
@@ -92,16 +97,17 @@ class DropoutUncertainty:
     @bentoml.api(route="/predict", output_spec=PredictResponse)
     def predict(self, request: PredictRequest, /, ctx: bentoml.Context) -> PredictResponse | Response:
         """Classify images given as numbers."""
-        return self._answer(request.pixels(), request.strategy, request.samples, ctx)
+        return self._answer(request.pixels(), request, ctx)
 
     @bentoml.api(route="/predict_image", output_spec=PredictResponse)
     def predict_image(self, request: ImageRequest, /, ctx: bentoml.Context) -> PredictResponse | Response:
         """Classify one picture."""
-        return self._answer(request.pixels(), request.options.strategy, request.options.samples, ctx)
+        return self._answer(request.pixels(), request.options, ctx)
 
     def _answer(
-        self, pixels: NDArray[np.float32], strategy: StrategyName, samples: int, ctx: bentoml.Context
+        self, pixels: NDArray[np.float32], options: Options, ctx: bentoml.Context
     ) -> PredictResponse | Response:
+        strategy, samples = options.chosen(self.predictor.strategies[0], self.predictor.default_samples)
         if strategy not in self.predictor.strategies:
             allowed = ", ".join(self.predictor.strategies)
             message = f"strategy: the model has no active dropout to sample from; it allows {allowed}"

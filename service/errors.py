@@ -31,6 +31,8 @@ CODES = {
 MESSAGES = {
     HTTPStatus.NOT_FOUND: "there is nothing at this path; /docs.json lists what there is",
     HTTPStatus.METHOD_NOT_ALLOWED: "this path does not answer this method; /docs.json lists what it answers",
+    HTTPStatus.TOO_MANY_REQUESTS: "the server has more work than it can do in time; try again",
+    HTTPStatus.GATEWAY_TIMEOUT: "the request took too long and was given up; try again with fewer instances or samples",
     HTTPStatus.INTERNAL_SERVER_ERROR: "the server failed to answer; its log says more under this request_id",
 }
 
@@ -49,11 +51,14 @@ class ErrorBody(BaseModel):
 class RequestError(Exception):
     """Something wrong with a request."""
 
-    def __init__(self, status: HTTPStatus, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, status: HTTPStatus, message: str, field: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 3] + "..."
         self.field = field
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
 
 class ErrorResponse(JSONResponse):
@@ -64,12 +69,12 @@ class ErrorResponse(JSONResponse):
             code=CODES.get(fault.status, fault.status.phrase.lower().replace(" ", "_")),
             message=fault.message, field=fault.field, request_id=request_id,
         )  # fmt: skip
-        super().__init__(ErrorBody(error=detail).model_dump(), status_code=fault.status)
+        super().__init__(ErrorBody(error=detail).model_dump(), status_code=fault.status, headers=fault.headers)
 
 
-def from_status(status: HTTPStatus) -> RequestError:
-    """The fault behind an error response that says nothing but its status."""
-    return RequestError(status, MESSAGES.get(status, status.description or status.phrase))
+def from_status(status: HTTPStatus, retry_after: int | None = None) -> RequestError:
+    """The error that its status says all of."""
+    return RequestError(status, MESSAGES.get(status, status.description or status.phrase), retry_after=retry_after)
 
 
 def from_validation(error: ValidationError) -> RequestError:

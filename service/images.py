@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from service.errors import RequestError
 from service.wire import SIDE
@@ -17,6 +17,16 @@ __all__ = ["FORMATS", "MAX_PIXELS", "decode"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 16_000_000
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
 
 
 def decode(content: bytes, invert: str) -> NDArray[np.uint8]:
@@ -37,6 +47,7 @@ def decode(content: bytes, invert: str) -> NDArray[np.uint8]:
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 f"the image has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}",
             )
+        picture.draft("L", (8 * SIDE, 8 * SIDE))  # Spares a JPEG's decoder the details that the reduction drops.
         grey = _grey(picture)
     except UnidentifiedImageError as error:
         raise RequestError(
@@ -52,12 +63,20 @@ def decode(content: bytes, invert: str) -> NDArray[np.uint8]:
     return np.asarray(grey)
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many kinds of them; a picture is no worse for unreadable notes on it.
+        return picture
+    turn = TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _grey(picture: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I") or upright.mode == "F":
+    upright = _upright(picture)
+    if upright.mode.startswith("I"):
         # 16 bits a pixel; convert("L") would cut them off at 255 instead of scaling them.
-        deep = np.asarray(upright, dtype=np.float64)
-        return Image.fromarray((deep * (255 / 65535)).clip(0, 255).round().astype(np.uint8))
+        return Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
     if upright.has_transparency_data:
         opaque = Image.new("RGBA", upright.size, "white")
         opaque.alpha_composite(upright.convert("RGBA"))

@@ -11,26 +11,33 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from service.door import MAX_BODY_BYTES
 from service.errors import MESSAGES, ErrorBody
+from service.images import MAX_PIXELS
 from service.wire import SIDE, ImageOptions, ModelResponse, PredictRequest, PredictResponse
 
 __all__ = ["document"]
 
 REFERENCE = "#/components/schemas/{model}"
 EXAMPLE_IMAGE = [0] * 300 + [200] * 184 + [0] * (SIDE * SIDE - 484)
-EXAMPLE_REQUEST = {"instances": [EXAMPLE_IMAGE], "strategy": "mc_dropout", "samples": 64}
 
 
-def document(version: str, example_response: dict[str, Any]) -> dict[str, Any]:
-    """The whole document; ``example_response`` should be the true answer to :data:`EXAMPLE_REQUEST`."""
+def example_request(served: ModelResponse) -> PredictRequest:
+    """One image, for the served model's default strategy."""
+    return PredictRequest(instances=[EXAMPLE_IMAGE], strategy=served.strategies[0], samples=served.default_samples)
+
+
+def document(served: ModelResponse, request: PredictRequest, response: PredictResponse) -> dict[str, Any]:
+    """The whole document for the served model; ``response`` is its answer to the example ``request``."""
     models = (PredictRequest, PredictResponse, ModelResponse, ErrorBody)
     _, schema = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
-    answer = _json("one prediction per image", "PredictResponse", example_response)
+    _set_defaults(schema["$defs"]["PredictRequest"], served)
+    answer = _json("one prediction per image", "PredictResponse", response.model_dump())
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Dropout uncertainty",
-            "version": version,
+            "version": served.version,
             "description": "Labels for 28x28 images of clothing, with calibrated confidence and an uncertainty that "
             "is decomposed into what the sub-networks are unsure of and what they disagree on.",
         },
@@ -39,12 +46,13 @@ def document(version: str, example_response: dict[str, Any]) -> dict[str, Any]:
                 "post": {
                     "operationId": "predict",
                     "summary": "Classify images given as numbers",
+                    "description": f"Bodies of at most {MAX_BODY_BYTES:,} bytes.",
                     "requestBody": {
                         "required": True,
                         "content": {
                             "application/json": {
                                 "schema": {"$ref": REFERENCE.format(model="PredictRequest")},
-                                "example": EXAMPLE_REQUEST,
+                                "example": request.model_dump(),
                             }
                         },
                     },
@@ -55,8 +63,9 @@ def document(version: str, example_response: dict[str, Any]) -> dict[str, Any]:
                 "post": {
                     "operationId": "predict_image",
                     "summary": "Classify one picture",
-                    "description": "PNG, JPEG, WebP or BMP, of any size, in colour or grey.",
-                    "parameters": _parameters(),
+                    "description": "PNG, JPEG, WebP or BMP, in colour or grey, "
+                    f"of at most {MAX_BODY_BYTES:,} bytes and {MAX_PIXELS:,} pixels.",
+                    "parameters": _parameters(served),
                     "requestBody": {
                         "required": True,
                         "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
@@ -79,9 +88,17 @@ def document(version: str, example_response: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parameters() -> list[dict[str, Any]]:
+def _set_defaults(schema: dict[str, Any], served: ModelResponse) -> None:
+    """What a request leaves out is the served model's to choose."""
+    schema["properties"]["strategy"]["default"] = served.strategies[0]
+    schema["properties"]["samples"]["default"] = served.default_samples
+
+
+def _parameters(served: ModelResponse) -> list[dict[str, Any]]:
     described = []
-    for name, schema in ImageOptions.model_json_schema()["properties"].items():
+    options = ImageOptions.model_json_schema()
+    _set_defaults(options, served)
+    for name, schema in options["properties"].items():
         description = schema.pop("description")
         described.append({"name": name, "in": "query", "description": description, "schema": schema})
     return described

@@ -28,6 +28,9 @@ class Predictor:
         allowed = strategies.applicable(bundle.network, bundle.card.input.shape)
         self.strategies: list[StrategyName] = [name for name in get_args(StrategyName) if name in allowed]
         """Names of the strategies that the network allows, the default first if it is among them."""
+        calibration = bundle.calibration
+        self.default_samples = calibration.samples if calibration else strategies.DEFAULT_SAMPLES
+        self._seed = calibration.seed if calibration else strategies.DEFAULT_SEED
         self._strategy = lru_cache(maxsize=PREPARED_STRATEGIES)(self._build)
 
     def describe(self) -> ModelResponse:
@@ -37,6 +40,7 @@ class Predictor:
             name=self.bundle.card.name,
             version=self.bundle.version,
             strategies=self.strategies,
+            default_samples=self.default_samples,
             card=self.bundle.card.model_dump(mode="json"),
             calibration=calibration.model_dump(mode="json") if calibration else None,
         )
@@ -44,7 +48,8 @@ class Predictor:
     def predict(self, pixels: NDArray[np.float32], strategy: StrategyName, samples: int) -> PredictResponse:
         """Predictions for ``pixels`` ``[N, 28, 28]`` in 0..255.
 
-        The same pixels, strategy and number of samples give the same answer. Raises
+        The same pixels, strategy and number of samples give the same answer: the sub-networks are those that the
+        bundle was calibrated with. Raises
         :class:`~calibration.subnetworks.NoActiveDropoutError` where the strategy needs dropout and there is none.
         """
         prepared = self._strategy(strategy, samples)
@@ -59,7 +64,8 @@ class Predictor:
         )
 
     def _build(self, name: str, samples: int) -> strategies.Strategy:
-        return strategies.build(name, self.bundle.network, self.bundle.card.input.shape, samples=samples)
+        shape = self.bundle.card.input.shape
+        return strategies.build(name, self.bundle.network, shape, samples=samples, seed=self._seed)
 
 
 def _predictions(distribution: PredictiveDistribution, classes: tuple[str, ...]) -> list[Prediction]:

@@ -18,6 +18,7 @@ __all__ = [
     "ImageOptions",
     "ImageRequest",
     "ModelResponse",
+    "Options",
     "PredictRequest",
     "PredictResponse",
     "Prediction",
@@ -29,7 +30,6 @@ DECODED = "dropout_uncertainty.decoded"
 """Where in the ASGI scope the door leaves the decoded request."""
 
 StrategyName = Literal["mc_dropout", "weight_scaling", "geometric_mean"]
-DEFAULT_STRATEGY: StrategyName = "mc_dropout"
 Samples = Annotated[int, Field(ge=2, le=1024)]
 
 Pixel = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
@@ -46,9 +46,27 @@ Instance = Annotated[Annotated[Flat, Tag("flat")] | Annotated[Rows, Tag("rows")]
 
 STRATEGY_HELP = (
     "How to use dropout at test time. mc_dropout: mean over sampled sub-networks, with decomposed uncertainty. "
-    "geometric_mean: their normalised geometric mean. weight_scaling: dropout off, one pass."
+    "geometric_mean: their normalised geometric mean. weight_scaling: dropout off, one pass. /model lists those that "
+    "the model allows; by default it is the first of them."
 )
-SAMPLES_HELP = "Sub-networks to sample, 2 to 1024; weight_scaling samples none."
+SAMPLES_HELP = (
+    "Sub-networks to sample, 2 to 1024; weight_scaling samples none. By default as many as the calibration was fitted "
+    "with; with fewer, confidence is a little less calibrated."
+)
+
+
+class Options(BaseModel):
+    """How to answer; what a request leaves out is the served bundle's to choose."""
+
+    strategy: StrategyName = Field(default="mc_dropout", description=STRATEGY_HELP)
+    samples: Samples = Field(default=64, description=SAMPLES_HELP)
+
+    def chosen(self, strategy: StrategyName, samples: int) -> tuple[StrategyName, int]:
+        """The strategy and the samples asked for, or the given ones for those that were left out."""
+        return (
+            self.strategy if "strategy" in self.model_fields_set else strategy,
+            self.samples if "samples" in self.model_fields_set else samples,
+        )
 
 
 class Decoded(IODescriptor):
@@ -66,7 +84,7 @@ class Decoded(IODescriptor):
         return request.scope[DECODED]
 
 
-class PredictRequest(Decoded):
+class PredictRequest(Decoded, Options):
     """Images as numbers."""
 
     instances: Annotated[
@@ -78,21 +96,22 @@ class PredictRequest(Decoded):
             description="Images, each as 784 pixel values or 28 rows of 28, in 0..255, white on black.",
         ),
     ]
-    strategy: StrategyName = Field(default=DEFAULT_STRATEGY, description=STRATEGY_HELP)
-    samples: Samples = Field(default=64, description=SAMPLES_HELP)
+
+    @property
+    def passes(self) -> int:
+        """How many passes through a network it may cost."""
+        return len(self.instances) * self.samples
 
     def pixels(self) -> NDArray[np.float32]:
         """``[N, 28, 28]`` in 0..255."""
         return np.array([np.ravel(instance) for instance in self.instances], dtype=np.float32).reshape(-1, SIDE, SIDE)
 
 
-class ImageOptions(BaseModel):
+class ImageOptions(Options):
     """The query of ``/predict_image``."""
 
     model_config = ConfigDict(extra="forbid")
 
-    strategy: StrategyName = Field(default=DEFAULT_STRATEGY, description=STRATEGY_HELP)
-    samples: Samples = Field(default=64, description=SAMPLES_HELP)
     invert: Literal["auto", "true", "false"] = Field(
         default="auto",
         description="Turn dark on light into light on dark, which the model knows. auto: if the border is light.",
@@ -102,10 +121,13 @@ class ImageOptions(BaseModel):
 class ImageRequest(Decoded):
     """One image file, decoded to 28x28."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     image: Any
     options: ImageOptions
+
+    @property
+    def passes(self) -> int:
+        """How many passes through a network it may cost."""
+        return self.options.samples
 
     def pixels(self) -> NDArray[np.float32]:
         """``[1, 28, 28]`` in 0..255."""
@@ -152,6 +174,7 @@ class ModelResponse(BaseModel):
 
     name: str
     version: str
-    strategies: list[StrategyName] = Field(description="those that this network allows")
+    strategies: list[StrategyName] = Field(description="those that this network allows, the default first")
+    default_samples: int
     card: dict[str, Any]
     calibration: dict[str, Any] | None

@@ -11,10 +11,11 @@ import click
 from torch import nn
 
 from models import bundle, networks, storage
-from models.command_line import NumberList, data_option, progress_bar, run
+from models.command_line import NumberList, error_console, progress_bar, run
 from training import data
 from training.curves import save_curves
 from training.fit import DivergedError, EpochRecord, Fitted, Recipe, evaluate, fit
+from training.options import MAX_SEED, data_option
 
 HISTORY, CURVES = "history.json", "curves.png"
 BUNDLE_FILES = (bundle.WEIGHTS, bundle.CARD, bundle.CALIBRATION, HISTORY, CURVES)
@@ -29,7 +30,8 @@ def main() -> None:
 @data_option
 def data_command(data_folder: Path | None) -> None:
     """Find or fetch Fashion-MNIST, and verify it."""
-    root = data.fetch(data_folder)
+    with error_console().status(f"Finding or fetching {data.NAME}"):
+        root = data.fetch(data_folder)
     click.echo(f"{data.NAME}: 60,000 training and 10,000 test images, checksums verified, in {root}")
 
 
@@ -44,7 +46,13 @@ def data_command(data_folder: Path | None) -> None:
     help="Adam's learning rate.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of initial weights, order of examples, dropout.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help="Of initial weights, order of examples, dropout.",
+)
 @click.option(
     "--dropout",
     type=NumberList(float),
@@ -152,7 +160,6 @@ def _fit_with_progress(
                 f"epoch {epoch.epoch:3d}/{recipe.epochs}  train loss {epoch.train_loss:.4f} accuracy "
                 f"{epoch.train_accuracy:.4f}  validation loss {epoch.validation_loss:.4f} accuracy "
                 f"{epoch.validation_accuracy:.4f}  {epoch.seconds:.2f} s",
-                highlight=False,
             )
 
         return fit(

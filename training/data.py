@@ -47,6 +47,8 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOAD_TIMEOUT = 60.0
 """Seconds that torchvision's download may stay silent."""
+PACKAGE_TIMEOUT = 90.0
+"""Seconds that each step of fetching Debian's package may take."""
 
 CHECKSUMS = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -242,7 +244,7 @@ def _debian_download() -> Iterator[Path]:
 
 
 def _run(command: list[str], folder: str) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)  # noqa: S603
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT, check=False)  # noqa: S603
     if done.returncode:
         raise RuntimeError(f"`{command[0]}` ended with {done.returncode}: {done.stderr.strip()}")
 

@@ -69,8 +69,8 @@ class DivergedError(Exception):
     ``fitted`` has an empty history if it happened in the first epoch; the weights are then the initial ones.
     """
 
-    def __init__(self, epoch: int, batch: int, loss: float, fitted: Fitted) -> None:
-        super().__init__(f"the loss became {loss} in epoch {epoch}, batch {batch}")
+    def __init__(self, message: str, fitted: Fitted) -> None:
+        super().__init__(message)
         self.fitted = fitted
 
 
@@ -101,6 +101,11 @@ def fit(
     best_state = _copy_of_state(network)
     stopped: Stopped = "completed"
 
+    def diverged(message: str) -> DivergedError:
+        network.load_state_dict(best_state)
+        network.eval()
+        return DivergedError(message, Fitted(tuple(history), best_epoch, "diverged"))
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         for epoch in range(1, recipe.epochs + 1):
@@ -112,9 +117,7 @@ def fit(
                 loss = F.cross_entropy(logits, labels[batch])
                 value = loss.item()
                 if not math.isfinite(value):
-                    network.load_state_dict(best_state)
-                    network.eval()
-                    raise DivergedError(epoch, number, value, Fitted(tuple(history), best_epoch, "diverged"))
+                    raise diverged(f"the training loss became {value} in epoch {epoch}, batch {number}")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -123,6 +126,8 @@ def fit(
                 on_batch(len(batch))
             seconds = time.perf_counter() - started
             validation_loss, validation_accuracy = evaluate(network, validation_inputs, validation.labels)
+            if not math.isfinite(validation_loss):
+                raise diverged(f"the validation loss became {validation_loss} in epoch {epoch}")
             record = EpochRecord(
                 epoch,
                 loss_sum / len(labels),

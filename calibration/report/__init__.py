@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from calibration.report.measure import measure
-from calibration.report.page import write
+from calibration.report.page import FILES, write
 
-__all__ = ["measure", "write"]
+__all__ = ["FILES", "measure", "write"]

@@ -71,7 +71,7 @@ def _diagram(axes: Axes, quality: dict[str, Any]) -> None:
     axes.bar(centres, accuracies, width * 0.92, color=OBSERVED, label="accuracy")
     for sign, colour, label in ((1, TOO_MUCH, "too much confidence"), (-1, TOO_LITTLE, "too little confidence")):
         heights = [gap if gap * sign > 0 else 0.0 for gap in gaps]
-        axes.bar(centres, heights, width * 0.92, bottom=accuracies, color=colour, label=label)
+        axes.bar(centres, heights, width * 0.36, bottom=accuracies, color=colour, label=label)
     axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=INK, alpha=0.6)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0.04, 0.93, f"ECE {quality['ece']:.3f}", transform=axes.transAxes, fontsize=9)

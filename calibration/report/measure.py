@@ -36,14 +36,16 @@ IMAGES_PER_STEP = 500
 def measure(
     bundle: Bundle, calibration: Calibration, test: LabelledImages, *, on_images: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Compare the strategies that ``calibration`` has temperatures for, on the images of ``test``.
+    """Compare the strategies that the network allows, on the images of ``test``.
 
-    ``on_images`` is told the number of images of each step done, for each strategy.
+    A strategy that ``calibration`` has no temperature for is left as it is. ``on_images`` is told the number of
+    images of each step done, for each strategy.
     """
     inputs = bundle.prepare(test.pixels)
     sections: dict[str, Any] = {}
     calibrated: dict[str, PredictiveDistribution] = {}
-    for name, record in calibration.strategies.items():
+    for name in strategies.applicable(bundle.network, bundle.card.input.shape):
+        temperature = calibration.temperature(name)
         strategy = strategies.build(
             name, bundle.network, bundle.card.input.shape, samples=calibration.samples, seed=calibration.seed
         )
@@ -52,11 +54,11 @@ def measure(
             steps.append(strategy(chunk).members)
             on_images(len(chunk))
         members = torch.cat(steps, dim=1)
-        calibrated[name] = PredictiveDistribution(members, record.temperature)
+        calibrated[name] = PredictiveDistribution(members, temperature)
         sections[name] = {
             "samples": strategy.samples,
             "seed": calibration.seed if strategy.samples > 1 else None,
-            "temperature": record.temperature,
+            "temperature": temperature,
             "raw": _quality(calibrated[name].pooled, test.labels),
             "calibrated": _quality(calibrated[name].mean, test.labels),
         }

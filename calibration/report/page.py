@@ -21,10 +21,9 @@ FILES = ("report.json", "report.html", "reliability.svg", "reliability.png")
 
 
 def write(report: dict[str, Any], pixels: Tensor, folder: Path) -> None:
-    """Write ``report`` into ``folder``, in place of an earlier report, all of it or nothing.
+    """Write :data:`FILES` into ``folder``, which should come from :func:`models.storage.new_folder`.
 
-    ``pixels`` uint8 ``[N, 28, 28]`` are the test images that the gallery's indices refer to. Raises
-    ``FileExistsError`` if the folder holds anything but a report.
+    ``pixels`` uint8 ``[N, 28, 28]`` are the test images that the gallery's indices refer to.
     """
     drawing = figures.reliability(report["strategies"])
     svg = figures.as_svg(drawing)
@@ -38,11 +37,10 @@ def write(report: dict[str, Any], pixels: Tensor, folder: Path) -> None:
         reliability=svg,
         image=lambda index: _data_uri(pixels[index]),
     )
-    with storage.new_folder(folder, replaceable=FILES) as temporary:
-        storage.write_text(temporary / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-        storage.write_text(temporary / "report.html", page)
-        storage.write_text(temporary / "reliability.svg", svg)
-        storage.write_bytes(temporary / "reliability.png", figures.as_png(drawing))
+    storage.write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    storage.write_text(folder / "report.html", page)
+    storage.write_text(folder / "reliability.svg", svg)
+    storage.write_bytes(folder / "reliability.png", figures.as_png(drawing))
 
 
 def conclusions(report: dict[str, Any]) -> list[str]:

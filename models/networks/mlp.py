@@ -11,6 +11,7 @@ from models.noise import Dropout
 
 PIXELS = 28 * 28
 CLASSES = 10
+MAX_WIDTH = 1 << 16
 
 
 class MLP(nn.Module):
@@ -20,13 +21,13 @@ class MLP(nn.Module):
     layer, so ``len(widths) - 1`` of them: the probability that a unit is *dropped*. A rate of 0 adds no layer.
 
     The forward pass takes ``[B, ...]`` with ``widths[0]`` values an example and returns logits ``[B, widths[-1]]``.
-    Raises ``ValueError`` for widths below 1, a wrong number of rates, or a rate outside [0, 1).
+    Raises ``ValueError`` for widths out of range, a wrong number of rates, or a rate outside [0, 1).
     """
 
     def __init__(self, widths: Sequence[int], dropout: Sequence[float]) -> None:
         super().__init__()
-        if len(widths) < 2 or any(width < 1 for width in widths):
-            raise ValueError(f"widths must be at least two positive sizes, got {list(widths)}")
+        if len(widths) < 2 or not all(1 <= width <= MAX_WIDTH for width in widths):
+            raise ValueError(f"widths must be at least two sizes from 1 to {MAX_WIDTH:,}, got {list(widths)}")
         if len(dropout) != len(widths) - 1:
             raise ValueError(
                 f"widths {list(widths)} need {len(widths) - 1} dropout rates "

@@ -22,7 +22,7 @@ def test_two_members_that_contradict_each_other() -> None:
     distribution = PredictiveDistribution(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
     assert distribution.mean.tolist() == [[0.5, 0.5]]
     assert distribution.predictive_entropy.item() == pytest.approx(math.log(2))
-    assert distribution.expected_entropy.item() == 0
+    assert distribution.expected_entropy.item() == pytest.approx(0, abs=1e-30)
     assert distribution.mutual_information.item() == pytest.approx(math.log(2))
     assert distribution.variation_ratio.item() == 0.5
 
@@ -100,6 +100,9 @@ def test_underflowing_probabilities_stay_finite() -> None:
             distribution.mutual_information, distribution.standard_error,
         ):  # fmt: skip
             assert value.isfinite().all()
+        torch.testing.assert_close(
+            distribution.predictive_entropy, distribution.expected_entropy + distribution.mutual_information
+        )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])

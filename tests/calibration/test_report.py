@@ -15,7 +15,9 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss
 
+from calibration.report import FILES, measure, write
 from calibration.report.page import conclusions
+from calibration.scaling import calibrate
 from calibration.subnetworks import SubnetworkEnsemble
 from models import bundle
 from tests.command_line import refused, run
@@ -153,6 +155,31 @@ def test_an_uncalibrated_bundle_without_dropout(tmp_path: Path) -> None:
     assert report["gallery"]["most_uncertain"][0]["epistemic"] is None
     assert "no active dropout" in (tmp_path / "out" / "report.html").read_text()
     assert not (tmp_path / "plain" / "calibration.json").exists()
+
+
+def test_a_network_that_is_certain_and_wrong_is_reported(tmp_path: Path, fashion: FashionMNISTSplits) -> None:
+    """Its softmax underflows to 0 in float32; a loss of infinity would be no valid JSON."""
+    network = write_bundle(tmp_path / "wild")
+    for parameter in network.parameters():
+        parameter.mul_(100)
+    card = bundle.load(tmp_path / "wild").card.model_dump(exclude={"weights_sha256", "format"})
+    bundle.write(tmp_path / "wild", network, card)
+    wild, test = bundle.load(tmp_path / "wild"), fashion.test[slice(0, 200)]
+    measured = measure(wild, calibrate(wild, test, samples=4), test)
+    assert measured["strategies"]["weight_scaling"]["raw"]["nll"] > 5
+    (tmp_path / "out").mkdir()
+    write(measured, test.pixels, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(FILES)
+
+
+def test_a_calibration_with_other_strategies(shipped: bundle.Bundle, fashion: FashionMNISTSplits) -> None:
+    """As another release may write it: one strategy unknown here, others missing."""
+    assert shipped.calibration is not None
+    other = {"moment_propagation": shipped.calibration.strategies["mc_dropout"]}
+    calibration = shipped.calibration.model_copy(update={"strategies": other, "samples": 4})
+    report = measure(shipped, calibration, fashion.test[slice(0, 200)])
+    assert set(report["strategies"]) == {"weight_scaling", "mc_dropout", "geometric_mean"}
+    assert report["strategies"]["mc_dropout"]["temperature"] == 1
 
 
 def test_fit_stores_the_calibration(tmp_path: Path) -> None:

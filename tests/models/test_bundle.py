@@ -108,7 +108,7 @@ def test_a_missing_file_is_named(folder: Path, file: str) -> None:
         bundle.load(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "nul"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "nul", "[" * 100_000], ids=["empty", "{", "[1]", "nul", "deep"])
 @pytest.mark.parametrize("file", ["card.json", "calibration.json"])
 def test_a_file_that_is_no_json_object_is_named(folder: Path, file: str, content: str) -> None:
     (folder / file).write_text(content)
@@ -189,6 +189,34 @@ def test_weights_that_do_not_fit_are_named(folder: Path, tensors: dict[str, torc
     resealed_weights(folder, safetensors.torch.save(tensors))
     with pytest.raises(BundleError, match=message):
         bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("classes", ("a", "b", "c"), r"card\.json names 3 classes, the network's output is \(1, 10\)"),
+        ("input", bundle.InputRecord(shape=(10, 10)), r"does not take images of \(10, 10\)"),
+        ("network", {"parameters": 1}, r"card\.json says 1 parameters, the weights have 6,370"),
+    ],
+)
+def test_a_card_that_is_not_of_this_network(folder: Path, field: str, value: object, message: str) -> None:
+    """Sealed rightly, and yet wrong."""
+    loaded = bundle.load(folder)
+    fields = loaded.card.model_dump(exclude={"weights_sha256", "format"})
+    fields[field] = fields[field] | value if isinstance(value, dict) else value
+    bundle.write(folder, loaded.network, fields)
+    with pytest.raises(BundleError, match=message):
+        bundle.load(folder)
+
+
+def test_the_version_changes_with_the_card(folder: Path) -> None:
+    """A card with another normalisation gives other answers from the same weights."""
+    loaded = bundle.load(folder)
+    fields = loaded.card.model_dump(exclude={"weights_sha256", "format"}) | {"input": bundle.InputRecord(std=0.1)}
+    bundle.write(folder, loaded.network, fields)
+    other = bundle.load(folder)
+    assert other.card.weights_sha256 == loaded.card.weights_sha256
+    assert other.version != loaded.version
 
 
 def test_an_unknown_name_lists_what_ships() -> None:

@@ -63,7 +63,7 @@ def test_rates_and_widths_of_the_users_choice() -> None:
         ("YourDropoutModel", {"dropout": [0.1, 0.2, 1.0]}, r"must lie in \[0, 1\), got 1.0"),
         ("YourDropoutModel", {"dropout": [0.1, 0.2, float("nan")]}, r"must lie in \[0, 1\), got nan"),
         ("YourDropoutModel", {"dropout": [0.1, -0.2, 0.1]}, r"must lie in \[0, 1\), got -0.2"),
-        ("YourDropoutModel", {"hidden_widths": [120, 0]}, "positive sizes"),
+        ("YourDropoutModel", {"hidden_widths": [120, 0]}, "sizes from 1 to 65,536"),
     ],
 )
 def test_what_is_refused(name: str, arguments: dict[str, object], message: str) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from models import storage
 
+JSON = ["a.json", "b.json"]
+
 
 def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
@@ -61,14 +63,14 @@ def test_an_interrupted_replacement_keeps_the_old_folder(tmp_path: Path) -> None
         (folder / "a.json").write_text("old")
 
     def interrupted() -> None:
-        with storage.new_folder(target, replaceable=["*.json"]) as folder:
+        with storage.new_folder(target, replaceable=JSON) as folder:
             (folder / "a.json").write_text("new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (target / "a.json").read_text() == "old"
-    with storage.new_folder(target, replaceable=["*.json"]) as folder:
+    with storage.new_folder(target, replaceable=JSON) as folder:
         (folder / "b.json").write_text("new")
     assert listing(target) == ["b.json"]
     assert listing(tmp_path) == ["out"]
@@ -79,10 +81,61 @@ def test_a_folder_with_anything_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with (
         pytest.raises(FileExistsError, match=r"holds thesis\.tex"),
-        storage.new_folder(tmp_path / "out", replaceable=["*.json"]),
+        storage.new_folder(tmp_path / "out", replaceable=JSON),
     ):
         pytest.fail("the block must not run")
     assert listing(tmp_path / "out") == ["thesis.tex"]
+
+
+def test_a_file_put_there_in_the_meantime_is_not_lost(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def disturbed() -> None:
+        with storage.new_folder(target, replaceable=JSON) as folder:
+            (folder / "a.json").write_text("new")
+            target.mkdir()
+            (target / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(FileExistsError, match=r"holds thesis\.tex"):
+        disturbed()
+    assert listing(tmp_path) == ["out"]
+    assert listing(target) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_an_interrupt_amid_the_renaming_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The interrupt comes as the first rename (of the old folder away) or the second (of the new one in) returns."""
+    target = tmp_path / "out"
+    with storage.new_folder(target) as folder:
+        (folder / "a.json").write_text("old")
+    rename, calls = Path.rename, []
+
+    def interrupted(self: Path, to: Path) -> Path:
+        moved = rename(self, to)
+        calls.append(to)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+
+    def replace() -> None:
+        with storage.new_folder(target, replaceable=JSON) as folder:
+            (folder / "a.json").write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert (target / "a.json").read_text() == ("old" if step == 1 else "new")
+    assert listing(tmp_path) == ["out"]
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "out")
+    with pytest.raises(FileExistsError, match="mount point"), storage.new_folder(tmp_path / "out"):
+        pytest.fail("the block must not run")
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:

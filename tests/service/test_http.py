@@ -6,6 +6,8 @@ import io
 import json
 import math
 import random
+import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from calibration import strategies
+from calibration.scaling import calibrate
 from models import bundle
+from tests.conftest import write_bundle
+from tests.serving import serving
 from training.data import FashionMNISTSplits
 
 STRATEGIES = ["mc_dropout", "weight_scaling", "geometric_mean"]
@@ -304,6 +309,7 @@ def test_the_model_describes_itself(server: httpx.Client, shipped: bundle.Bundle
     assert model["name"] == "mlp"
     assert model["version"] == shipped.version
     assert model["strategies"] == STRATEGIES
+    assert model["default_samples"] == 64
     assert model["card"]["weights_sha256"] == shipped.card.weights_sha256
     assert model["calibration"]["strategies"]["mc_dropout"]["temperature"] == shipped.temperature("mc_dropout")
 
@@ -313,7 +319,51 @@ def test_health_and_metrics(server: httpx.Client) -> None:
     assert server.get("/readyz").status_code == 200
     metrics = server.get("/metrics")
     assert metrics.status_code == 200
-    assert 'bentoml_service_request_total{endpoint="/predict"' in metrics.text
+    assert re.search(r'dropout_uncertainty_requests_total\{route="/predict",status="200"\} \d+\.0', metrics.text)
+    assert 'dropout_uncertainty_request_seconds_bucket{le="0.1",route="/predict"}' in metrics.text
+
+
+def test_unknown_paths_add_no_series(server: httpx.Client) -> None:
+    def lines() -> int:
+        return len(server.get("/metrics").text.splitlines())
+
+    server.get("/nowhere/first")
+    server.get("/nowhere/second")
+    before = lines()
+    for number in range(100):
+        server.get(f"/nowhere/{number}")
+    assert lines() == before
+
+
+def test_more_work_than_can_be_done_in_time_is_refused_at_once(
+    server: httpx.Client, fashion: FashionMNISTSplits
+) -> None:
+    body = json.dumps({"instances": fashion.test.pixels[:256].tolist(), "samples": 1024}).encode()
+
+    def ask(_: int) -> httpx.Response:
+        return server.post("/predict", content=body, headers=JSON)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(16)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 2 <= len(answers) - len(refused) < 16
+    for answer in refused:
+        assert refusal(answer, 429)["code"] == "too_many_requests"
+        assert int(answer.headers["retry-after"]) >= 1
+    assert predict(server, fashion.test.pixels[:1])["predictions"][0]["label"] == "Ankle boot"
+
+
+def test_a_client_that_never_finishes_is_given_up(server: httpx.Client) -> None:
+    address = (server.base_url.host, server.base_url.port)
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"Content-Length: 1000\r\n\r\n{")
+        answer = connection.recv(10_000).decode()
+        while "}}" not in answer:
+            answer += connection.recv(10_000).decode()
+    assert answer.startswith("HTTP/1.1 504 ")
+    assert '"code":"timeout"' in answer
+    assert "x-request-id" in answer
 
 
 def test_bentomls_own_client(server: httpx.Client, fashion: FashionMNISTSplits) -> None:
@@ -333,8 +383,9 @@ class TestWithoutDropout:
             assert error["field"] == "strategy"
             assert "no active dropout to sample from; it allows weight_scaling" in error["message"]
 
-    def test_weight_scaling_answers(self, plain_server: httpx.Client) -> None:
-        answer = predict(plain_server, torch.zeros(1, 784), strategy="weight_scaling")
+    def test_weight_scaling_answers_by_default(self, plain_server: httpx.Client) -> None:
+        answer = predict(plain_server, torch.zeros(1, 784))
+        assert answer["strategy"] == "weight_scaling"
         assert answer["temperature"] == 1
         assert answer["predictions"][0]["uncertainty"]["epistemic"] is None
 
@@ -342,3 +393,20 @@ class TestWithoutDropout:
         model = plain_server.get("/model").json()
         assert model["strategies"] == ["weight_scaling"]
         assert model["calibration"] is None
+
+
+def test_the_sub_networks_are_those_of_the_calibration(tmp_path: Path, fashion: FashionMNISTSplits) -> None:
+    """A bundle calibrated with another seed and number of sub-networks answers with those."""
+    write_bundle(tmp_path / "mine")
+    mine = bundle.load(tmp_path / "mine")
+    mine = bundle.save_calibration(mine, calibrate(mine, fashion.calibration[slice(0, 500)], samples=24, seed=7))
+    pixels = fashion.test.pixels[:3]
+    with serving(tmp_path / "log", str(tmp_path / "mine")) as client:
+        answer = predict(client, pixels)
+        document = client.get("/docs.json").json()
+    assert answer["samples"] == 24
+    assert document["components"]["schemas"]["PredictRequest"]["properties"]["samples"]["default"] == 24
+    strategy = strategies.build("mc_dropout", mine.network, (28, 28), samples=24, seed=7)
+    expected = strategy(mine.prepare(pixels), mine.temperature("mc_dropout")).mean
+    for prediction, row in zip(answer["predictions"], expected.tolist(), strict=True):
+        assert list(prediction["probabilities"].values()) == pytest.approx(row, abs=2e-6)

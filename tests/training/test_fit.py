@@ -87,27 +87,36 @@ def test_without_early_stopping_the_last_weights_are_kept(small: tuple[LabelledI
 
 
 class DivergesLater(nn.Module):
-    """A linear network whose output becomes NaN at a given training batch."""
+    """A linear network whose output becomes NaN at a given training batch, or only in validation from then on."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, in_validation: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(784, 10)
         self.at = at
+        self.in_validation = in_validation
         self.seen = 0
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.linear(images.flatten(1))
-        if self.training:
-            self.seen += 1
-            if self.seen >= self.at:
-                return logits * math.nan
+        self.seen += self.training
+        if self.seen >= self.at and self.training != self.in_validation:
+            return logits * math.nan
         return logits
 
 
-def test_a_diverging_loss_keeps_the_last_good_weights(small: tuple[LabelledImages, LabelledImages]) -> None:
+@pytest.mark.parametrize(
+    ("in_validation", "message"),
+    [
+        (False, "the training loss became nan in epoch 3, batch 3"),
+        (True, "the validation loss became nan in epoch 3"),
+    ],
+)
+def test_a_diverging_loss_keeps_the_last_good_weights(
+    small: tuple[LabelledImages, LabelledImages], in_validation: bool, message: str
+) -> None:
     good: list[dict[str, Tensor]] = []
-    network = DivergesLater(at=2 * 4 + 3)
-    with pytest.raises(DivergedError, match=r"loss became nan in epoch 3, batch 3") as caught:
+    network = DivergesLater(at=2 * 4 + 3, in_validation=in_validation)
+    with pytest.raises(DivergedError, match=message) as caught:
         fit(
             network,
             *small,
