@@ -40,6 +40,7 @@ data: setup ## find or fetch Fashion-MNIST, and verify it
 
 bench: setup data ## measure speed, into benchmarks/results
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.sampling
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -22,9 +22,10 @@ def entropy(probabilities: Tensor) -> Tensor:
 def temper(probabilities: Tensor, temperature: float) -> Tensor:
     """Probabilities ``[..., C]`` raised to the power 1 / ``temperature`` and normalised.
 
-    For a softmax this is the softmax of its logits divided by the temperature (Guo et al. 2017).
+    For a softmax this is the softmax of its logits divided by the temperature (Guo et al. 2017). Never zero: what
+    underflows becomes the least positive number.
     """
-    return F.softmax(_positive(probabilities).log() / temperature, dim=-1)
+    return _positive(F.softmax(_positive(probabilities).log() / temperature, dim=-1))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from calibration import strategies
-from calibration.metrics import negative_log_likelihood
 from calibration.predictive import temper
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED
 from models.bundle import Bundle, Calibration, TemperatureRecord, software_versions
@@ -34,8 +34,10 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> TemperatureRecord:
     if not probabilities.isfinite().all():
         raise ValueError("a temperature can't be fitted on probabilities that are not finite")
 
+    logits = temper(probabilities, 1.0).double().log()
+
     def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(temper(probabilities, math.exp(log_temperature)), labels)
+        return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
     found = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-5})
     return TemperatureRecord(temperature=math.exp(found.x), nll_before=loss(0.0), nll_after=float(found.fun))

@@ -18,7 +18,18 @@ from torch import Tensor, nn
 from calibration.predictive import PredictiveDistribution
 from calibration.subnetworks import SubnetworkEnsemble, dropout_layers
 
-__all__ = ["DEFAULT_SAMPLES", "DEFAULT_SEED", "STRATEGIES", "Strategy", "applicable", "build"]
+__all__ = [
+    "DEFAULT_SAMPLES",
+    "DEFAULT_SEED",
+    "SAMPLING_STRATEGIES",
+    "STRATEGIES",
+    "Strategy",
+    "applicable",
+    "build",
+    "geometric_mean",
+    "mc_dropout",
+    "weight_scaling",
+]
 
 DEFAULT_SAMPLES = 64
 DEFAULT_SEED = 0
@@ -62,15 +73,19 @@ def build(
         raise ValueError(f"unknown strategy {name!r}; known are {', '.join(STRATEGIES)}")
     if network.training:
         raise ValueError("the network is in train mode; call network.eval() first")
-    return STRATEGIES[name](network, input_shape, samples, seed)
+    if name == "weight_scaling":
+        return weight_scaling(network)
+    return SAMPLING_STRATEGIES[name](SubnetworkEnsemble(network, input_shape, samples=samples, seed=seed))
 
 
 def applicable(network: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...]:
     """Names of the strategies that ``network`` allows: without active dropout, weight scaling alone."""
-    return tuple(STRATEGIES) if dropout_layers(network, input_shape) else ("weight_scaling",)
+    return STRATEGIES if dropout_layers(network, input_shape) else ("weight_scaling",)
 
 
-def _weight_scaling(network: nn.Module, input_shape: Sequence[int], samples: int, seed: int) -> Strategy:
+def weight_scaling(network: nn.Module) -> Strategy:
+    """Dropout off: ``network``, in eval mode, as it is."""
+
     @torch.inference_mode()
     def logits(inputs: Tensor) -> Tensor:
         return torch.cat([network(chunk) for chunk in torch.split(inputs, 4096)]).unsqueeze(0)
@@ -78,19 +93,19 @@ def _weight_scaling(network: nn.Module, input_shape: Sequence[int], samples: int
     return Strategy("weight_scaling", 1, logits)
 
 
-def _mc_dropout(network: nn.Module, input_shape: Sequence[int], samples: int, seed: int) -> Strategy:
-    ensemble = SubnetworkEnsemble(network, input_shape, samples=samples, seed=seed)
-    return Strategy("mc_dropout", samples, ensemble.logits)
+def mc_dropout(ensemble: SubnetworkEnsemble) -> Strategy:
+    """The sub-networks' probabilities, whose arithmetic mean is the prediction."""
+    return Strategy("mc_dropout", ensemble.samples, ensemble.logits)
 
 
-def _geometric_mean(network: nn.Module, input_shape: Sequence[int], samples: int, seed: int) -> Strategy:
-    ensemble = SubnetworkEnsemble(network, input_shape, samples=samples, seed=seed)
+def geometric_mean(ensemble: SubnetworkEnsemble) -> Strategy:
+    """The normalised geometric mean of the sub-networks' probabilities."""
     # Log-probabilities differ from logits by a constant per image and member, which the softmax ignores.
-    return Strategy("geometric_mean", samples, lambda inputs: ensemble.logits(inputs).mean(0, keepdim=True))
+    return Strategy("geometric_mean", ensemble.samples, lambda inputs: ensemble.logits(inputs).mean(0, keepdim=True))
 
 
-STRATEGIES: Mapping[str, Callable[[nn.Module, Sequence[int], int, int], Strategy]] = {
-    "weight_scaling": _weight_scaling,
-    "mc_dropout": _mc_dropout,
-    "geometric_mean": _geometric_mean,
+SAMPLING_STRATEGIES: Mapping[str, Callable[[SubnetworkEnsemble], Strategy]] = {
+    "mc_dropout": mc_dropout,
+    "geometric_mean": geometric_mean,
 }
+STRATEGIES = ("weight_scaling", *SAMPLING_STRATEGIES)

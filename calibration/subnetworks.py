@@ -1,13 +1,16 @@
-"""Runs a dropout network as T fixed sub-networks.
+"""Runs a dropout network as T fixed sub-networks, by one of two executors.
 
-The network that is passed in is never touched: a copy of its structure, which shares its weights, has masked layers
-in the place of the dropout layers. The copy keeps no state between calls, so threads may share it.
+Compiled (:mod:`calibration.thinned`): for a network that ends in a chain of linear layers with all its dropout.
+Generic, for all others: a copy of the network's structure, which shares its weights, has masked layers in the place of
+the dropout layers, and takes each image once for every sub-network.
+
+The network that is passed in is never touched, and neither executor keeps state between calls: threads may share them.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
 import torch
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from calibration.masks import LayerMask, MaskBank
+from calibration.thinned import ThinnedChain, find_chain
 
-__all__ = ["NoActiveDropoutError", "SubnetworkEnsemble", "UnsupportedNetworkError", "dropout_layers"]
+__all__ = ["MaskedCopies", "NoActiveDropoutError", "SubnetworkEnsemble", "UnsupportedNetworkError", "dropout_layers"]
 
 IMAGES_PER_CHUNK = 256
 CHUNK_BYTES = 32 << 20
@@ -46,38 +50,50 @@ def dropout_layers(network: nn.Module, input_shape: Sequence[int]) -> dict[str, 
 class SubnetworkEnsemble:
     """``network`` under the masks of a bank, as a function from images to the logits of every sub-network.
 
-    ``input_shape`` is that of one example. Later changes to the network's weights in place are seen, changes to its
-    structure are not. Raises :class:`NoActiveDropoutError` for a network without active dropout, which would give T
-    equal answers and an uncertainty of zero that means nothing, and whatever :func:`dropout_layers` raises.
+    ``input_shape`` is that of one example. The network's weights must not change afterwards. Raises
+    :class:`NoActiveDropoutError` for a network without active dropout, which would give T equal answers and an
+    uncertainty of zero that means nothing, and whatever :func:`dropout_layers` raises.
     """
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int], *, samples: int, seed: int) -> None:
-        layers, self._widest = _survey(network, input_shape)
+        layers, widest = _survey(network, input_shape)
         if not layers:
             raise NoActiveDropoutError(
                 f"{type(network).__name__} has no active dropout layer, so it has no sub-networks to sample; "
                 "use the weight_scaling strategy, or a network trained with dropout"
             )
         self.bank = MaskBank.independent(layers, samples, seed)
-        self._network = _structural_copy(network)
-        for name, layer in layers.items():
-            scaled = self.bank.kept[name].to(next(network.parameters())) / (1 - layer.rate)
-            self._network.set_submodule(name, _MaskedDropout(scaled))
+        chain = find_chain(_structural_copy(network), tuple(layers))
+        executor = MaskedCopies(network, self.bank, widest) if chain is None else ThinnedChain(chain, self.bank)
+        self.logits: Callable[[Tensor], Tensor] = executor.logits
+        """Takes ``inputs`` ``[B, *input_shape]`` to the logits ``[T, B, C]`` of every sub-network."""
 
     @property
     def samples(self) -> int:
         return self.bank.samples
 
+
+class MaskedCopies:
+    """The generic executor: ``network`` under the masks of ``bank``. ``widest`` is the size of the largest value that
+    one example has in it, by which passes are cut to bound the memory they take."""
+
+    def __init__(self, network: nn.Module, bank: MaskBank, widest: int) -> None:
+        replica = _structural_copy(network)
+        like = next(replica.parameters())
+        for name, layer in bank.layers.items():
+            replica.set_submodule(name, _MaskedDropout(bank.kept[name].to(like) / (1 - layer.rate)))
+        self._network, self._samples, self._widest = replica, bank.samples, widest
+
     @torch.inference_mode()
     def logits(self, inputs: Tensor) -> Tensor:
-        """Logits ``[T, B, C]`` of every sub-network for ``inputs`` ``[B, *input_shape]``."""
+        """Logits ``[T, B, C]`` for ``inputs`` ``[B, ...]``."""
         return torch.cat([self._chunk_of_images(chunk) for chunk in torch.split(inputs, IMAGES_PER_CHUNK)], dim=1)
 
     def _chunk_of_images(self, inputs: Tensor) -> Tensor:
         rows_at_once = max(1, CHUNK_BYTES // (self._widest * inputs.element_size() * max(1, len(inputs))))
         outputs = []
-        for first in range(0, self.samples, rows_at_once):
-            count = min(rows_at_once, self.samples - first)
+        for first in range(0, self._samples, rows_at_once):
+            count = min(rows_at_once, self._samples - first)
             token = _rows.set(slice(first, first + count))
             try:
                 flat = self._network(inputs.expand(count, *inputs.shape).flatten(0, 1))

@@ -52,6 +52,16 @@ def test_the_training_speed_is_the_benchmarks() -> None:
     assert f"{seconds:.2f} s; the notebook's way {notebook:.2f} s: {speedup:.1f} times as fast" in README
 
 
+def test_the_sampling_speed_is_the_benchmarks() -> None:
+    rows = [row for row in read("benchmarks/results/sampling.json")["rows"] if row["threads"] == 2]
+    cells = []
+    for batch in (1, 32, 1024):
+        found = {row["engine"]: row["milliseconds"] for row in rows if row["batch"] == batch}
+        speedup = min(found["loop"], found["repeated batch"]) / found["engine"]
+        cells.append(f"{found['engine']:.2f} ms, {speedup:.1f} times")
+    assert f"| {' | '.join(cells)} |" in README
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -27,7 +27,7 @@ def test_a_known_temperature_is_recovered(temperature: float, seed: int) -> None
 
 def test_it_is_the_minimum() -> None:
     generator = torch.Generator().manual_seed(0)
-    probabilities = (3 * torch.randn(500, 10, generator=generator)).softmax(-1)
+    probabilities = (3 * torch.randn(500, 10, generator=generator, dtype=torch.float64)).softmax(-1)
     labels = torch.multinomial(temper(probabilities, 2.0), 1, generator=generator).squeeze(1)
     record = fit_temperature(probabilities, labels)
     assert record.nll_after == pytest.approx(
