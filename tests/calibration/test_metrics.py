@@ -57,6 +57,11 @@ def test_ece_by_hand() -> None:
     assert bins.confidence.tolist() == pytest.approx([0, 0.8])
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
+    probabilities = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
+    assert metrics.reliability_bins(probabilities, torch.tensor([0, 0]), bins=4).count.tolist() == [1, 1, 0, 0]
+
+
 def test_confidence_one_falls_into_the_last_bin() -> None:
     bins = metrics.reliability_bins(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0, 1]))
     assert bins.count.sum() == 2
