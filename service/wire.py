@@ -83,6 +83,11 @@ class Decoded(IODescriptor):
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
         return request.scope[DECODED]
 
+    @property
+    def passes(self) -> int:
+        """How many passes through a network it may cost."""
+        raise NotImplementedError
+
 
 class PredictRequest(Decoded, Options):
     """Images as numbers."""
@@ -99,7 +104,6 @@ class PredictRequest(Decoded, Options):
 
     @property
     def passes(self) -> int:
-        """How many passes through a network it may cost."""
         return len(self.instances) * self.samples
 
     def pixels(self) -> NDArray[np.float32]:
@@ -126,7 +130,6 @@ class ImageRequest(Decoded):
 
     @property
     def passes(self) -> int:
-        """How many passes through a network it may cost."""
         return self.options.samples
 
     def pixels(self) -> NDArray[np.float32]:
@@ -136,7 +139,7 @@ class ImageRequest(Decoded):
 
 class ModelName(BaseModel):
     name: str
-    version: str = Field(description="changes when the weights or their calibration do")
+    version: str = Field(description="changes when the weights, the card or the calibration do")
 
 
 class Uncertainty(BaseModel):
