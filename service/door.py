@@ -33,8 +33,8 @@ __all__ = ["MAX_BODY_BYTES", "REQUEST_ID", "Door"]
 MAX_BODY_BYTES = 4 << 20
 INLINE_BYTES = 64 << 10
 """JSON up to this size is decoded at once; more of it, and pictures, in a thread, not to hold up other requests."""
-MAX_PENDING_PASSES = 4 << 20
-"""Network passes that a worker may have before it: sixteen of the largest requests, some seconds' work."""
+MAX_PENDING_PASSES = 2 << 20
+"""Network passes that a worker may have before it: eight of the largest requests, some seconds' work."""
 LEAST_PASSES = 1024
 """What the smallest request costs besides its passes, counted as passes."""
 TIMEOUT_SECONDS = 10.0
