@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from calibration import report as calibration_report
+from calibration.masks import DEFAULT_DESIGN, DESIGNS
 from calibration.scaling import calibrate
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, applicable
 from calibration.subnetworks import UnsupportedNetworkError
 from models import bundle as bundles
 from models import storage
+from models.bundle import MaskDesign
 from models.command_line import progress_bar, run
 from training import data
 from training.options import data_option
@@ -33,15 +35,22 @@ def main() -> None:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=DEFAULT_SEED, show_default=True, help="Of the sub-networks."
 )
+@click.option(
+    "--design",
+    type=click.Choice(DESIGNS),
+    default=DEFAULT_DESIGN,
+    show_default=True,
+    help="How the sub-networks' masks depend on each other; independent is plain MC dropout.",
+)
 @data_option
-def fit_command(*, bundle_name: str, samples: int, seed: int, data_folder: Path | None) -> None:
+def fit_command(*, bundle_name: str, samples: int, seed: int, design: MaskDesign, data_folder: Path | None) -> None:
     """Fit a temperature per test-time strategy on the bundle's calibration images, and store them in BUNDLE."""
     bundle = bundles.load(bundle_name)
-    calibration = _calibrate(bundle, samples, seed, data_folder)
+    calibration = _calibrate(bundle, data_folder, samples, seed, design)
     bundles.save_calibration(bundle, calibration)
     for name, record in calibration.strategies.items():
         click.echo(
-            f"{name:15s} temperature {record.temperature:.3f}  "
+            f"{name:18s} temperature {record.temperature:.3f}  "
             f"NLL {record.nll_before:.4f} -> {record.nll_after:.4f} on {calibration.images:,} images"
         )
 
@@ -63,7 +72,7 @@ def report_command(*, bundle_name: str, out: Path, data_folder: Path | None) -> 
     bundle = bundles.load(bundle_name)
     try:
         with storage.new_folder(out, replaceable=calibration_report.FILES) as folder:
-            calibration = bundle.calibration or _calibrate(bundle, DEFAULT_SAMPLES, DEFAULT_SEED, data_folder)
+            calibration = bundle.calibration or _calibrate(bundle, data_folder)
             test = data.load_test(data_folder)
             with progress_bar("images") as progress:
                 strategies = applicable(bundle.network, bundle.card.input.shape)
@@ -77,11 +86,19 @@ def report_command(*, bundle_name: str, out: Path, data_folder: Path | None) -> 
     click.echo(f"Wrote {out / 'report.html'} and {out / 'report.json'}.")
 
 
-def _calibrate(bundle: bundles.Bundle, samples: int, seed: int, data_folder: Path | None) -> bundles.Calibration:
+def _calibrate(
+    bundle: bundles.Bundle,
+    data_folder: Path | None,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int = DEFAULT_SEED,
+    design: MaskDesign = DEFAULT_DESIGN,
+) -> bundles.Calibration:
     images = data.load(data_folder, split_seed=bundle.card.data.split_seed).calibration
     with progress_bar("strategies") as progress:
         task = progress.add_task("Calibrating", total=len(applicable(bundle.network, bundle.card.input.shape)))
-        return calibrate(bundle, images, samples=samples, seed=seed, on_strategy=lambda _: progress.advance(task))
+        return calibrate(
+            bundle, images, samples=samples, seed=seed, design=design, on_strategy=lambda _: progress.advance(task)
+        )
 
 
 if __name__ == "__main__":

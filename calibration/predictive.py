@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from torch import Tensor
 
-__all__ = ["PredictiveDistribution", "entropy", "temper"]
+__all__ = ["PredictiveDistribution", "PredictiveSummary", "entropy", "temper"]
+
+JACKKNIFE_GROUPS = 16
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -44,26 +48,39 @@ class PredictiveDistribution:
     distributions with that mean it is the nearest in Kullback-Leibler divergence (the I-projection, Csiszar 1975),
     and the identity above stays exact.
 
+    Members need not be independent: those of a designed mask bank are not. ``replicates`` is the number of equal blocks
+    of members, one after another, that are independent of each other and alike: T, as by default, for members drawn
+    independently; 1 where nothing is known or drawn. What is said of Monte Carlo error comes from differences between
+    blocks alone.
+
     Zeros among ``members``, which an underflowing softmax gives, become the least positive number, so that logarithms
     stay finite. All entropies are in nats, between 0 and log C.
 
-    Raises ``ValueError`` unless the temperature is positive and finite and ``members`` has three axes.
+    Raises ``ValueError`` unless the temperature is positive and finite, ``members`` has three axes, and
+    ``replicates`` divides T.
     """
 
     members: Tensor
     temperature: float = 1.0
+    replicates: int | None = None
 
     def __post_init__(self) -> None:
         if self.members.dim() != 3:
             raise ValueError(f"members must be [T, B, C], got shape {tuple(self.members.shape)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if self.replicates is None:
+            object.__setattr__(self, "replicates", len(self.members))
+        if not self.replicates or self.replicates < 1 or len(self.members) % self.replicates:
+            raise ValueError(f"replicates must divide the {len(self.members)} members, got {self.replicates}")
         object.__setattr__(self, "members", _positive(self.members))
 
     @classmethod
-    def from_logits(cls, logits: Tensor, temperature: float = 1.0) -> PredictiveDistribution:
+    def from_logits(
+        cls, logits: Tensor, temperature: float = 1.0, replicates: int | None = None
+    ) -> PredictiveDistribution:
         """Members from their logits ``[T, B, C]``."""
-        return cls(F.softmax(logits, dim=-1), temperature)
+        return cls(F.softmax(logits, dim=-1), temperature, replicates)
 
     @property
     def samples(self) -> int:
@@ -102,12 +119,34 @@ class PredictiveDistribution:
         """Epistemic uncertainty ``[B]``: between the label and the choice of member (BALD; Houlsby et al. 2011).
 
         Computed as a mean Kullback-Leibler divergence, which is the difference of the two entropies without the
-        cancellation, and never negative but for rounding. The estimate from few members is biased.
+        cancellation, and never negative but for rounding. The estimate from few members is too low; see
+        :attr:`mutual_information_jackknife`.
         """
         joint = self._joint
         independent = joint.sum(-1, keepdim=True) * self.mean
         divergence: Tensor = (torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum(-1)
         return divergence.mean(0).clamp_min(0)
+
+    @property
+    def mutual_information_jackknife(self) -> Tensor:
+        """:attr:`mutual_information` with its bias of order 1 / T removed ``[B]``; NaN for one replicate.
+
+        By the jackknife (Quenouille 1956) that leaves out one of up to 16 groups of whole replicates at a time. It
+        varies a little more than the plain estimate, and may be negative where that is near 0.
+        """
+        blocks = self.members.unflatten(0, (self._independent, -1))
+        groups = torch.tensor_split(blocks, min(JACKKNIFE_GROUPS, self._independent))
+        if len(groups) == 1:
+            return torch.full_like(self.mutual_information, math.nan)
+        without = [
+            PredictiveDistribution(
+                torch.cat([*groups[:left_out], *groups[left_out + 1 :]]).flatten(0, 1), self.temperature
+            )
+            for left_out in range(len(groups))
+        ]
+        left = torch.stack([distribution.mutual_information for distribution in without]).mean(0)
+        corrected: Tensor = len(groups) * self.mutual_information - (len(groups) - 1) * left
+        return corrected
 
     @property
     def variation_ratio(self) -> Tensor:
@@ -118,15 +157,75 @@ class PredictiveDistribution:
     @property
     def standard_error(self) -> Tensor:
         """Monte Carlo standard error of :attr:`mean` ``[B, C]``: the standard deviation of its distance from the
-        prediction of infinitely many members. Valid for members drawn independently; NaN if T = 1.
+        prediction of infinitely many members. From the spread of the replicates' means; NaN for one replicate.
 
         To first order in that distance (the delta method), which is exact at temperature 1.
         """
-        if self.samples == 1:
+        if self._independent == 1 or not len(self.mean):
             return torch.full_like(self.mean, math.nan)
         joint = self._joint
         influence = (joint - joint.sum(-1, keepdim=True) * self.mean) / self.temperature
-        return influence.std(0) / math.sqrt(self.samples)
+        blocks = influence.unflatten(0, (self._independent, -1)).mean(1)
+        error: Tensor = blocks.std(0) / math.sqrt(self._independent)
+        return error
+
+    def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Where the prediction of infinitely many members lies with confidence ``level``: lower and upper ``[B, C]``.
+
+        :attr:`standard_error` times Student's quantile for replicates - 1 degrees of freedom, cut to [0, 1].
+        """
+        reach = self.standard_error * float(student.ppf((1 + level) / 2, max(self._independent - 1, 1)))
+        return (self.mean - reach).clamp(0, 1), (self.mean + reach).clamp(0, 1)
+
+    def credible_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The central range of the members' calibrated probabilities of each class: lower and upper ``[B, C]``.
+
+        It says how far sub-networks differ, and doesn't shrink with T. Calibration weighs members: their probabilities
+        are conditional on the member in the calibrated joint distribution, and count with its marginal.
+        """
+        weights = self._joint.sum(-1, keepdim=True)
+        ordered, order = (self._joint / weights).sort(0)
+        shares = (weights / self.samples).expand_as(ordered).gather(0, order).cumsum(0)
+        lower, upper = (
+            ordered.gather(0, (shares < share * shares[-1:]).sum(0, keepdim=True).clamp_max(self.samples - 1))[0]
+            for share in ((1 - level) / 2, (1 + level) / 2)
+        )
+        return lower, upper
+
+    def summary(self) -> PredictiveSummary:
+        """What is worth keeping when the members are not."""
+        return PredictiveSummary(
+            self.pooled,
+            self.mean,
+            self.predictive_entropy,
+            self.expected_entropy,
+            self.mutual_information,
+            self.variation_ratio,
+            self.standard_error,
+        )
+
+    @property
+    def _independent(self) -> int:
+        assert self.replicates is not None  # noqa: S101
+        return self.replicates
+
+
+@dataclass(frozen=True)
+class PredictiveSummary:
+    """A :class:`PredictiveDistribution` without its members: its fields, for B images and C classes."""
+
+    pooled: Tensor
+    mean: Tensor
+    predictive_entropy: Tensor
+    expected_entropy: Tensor
+    mutual_information: Tensor
+    variation_ratio: Tensor
+    standard_error: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[PredictiveSummary]) -> PredictiveSummary:
+        """The images of all ``parts``, in order."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def _positive(probabilities: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from calibration import strategies
+from calibration.masks import DEFAULT_DESIGN
 from calibration.predictive import temper
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED
-from models.bundle import Bundle, Calibration, TemperatureRecord, software_versions
+from models.bundle import Bundle, Calibration, MaskDesign, TemperatureRecord, software_versions
 from training.data import LabelledImages
 
 __all__ = ["calibrate", "fit_temperature"]
@@ -49,6 +50,7 @@ def calibrate(
     *,
     samples: int = DEFAULT_SAMPLES,
     seed: int = DEFAULT_SEED,
+    design: MaskDesign = DEFAULT_DESIGN,
     on_strategy: Callable[[str], None] = lambda _: None,
 ) -> Calibration:
     """Fit a temperature for every strategy that the bundle's network allows, on ``images``.
@@ -60,14 +62,15 @@ def calibrate(
     shape = bundle.card.input.shape
     records = {}
     for name in strategies.applicable(bundle.network, shape):
-        strategy = strategies.build(name, bundle.network, shape, samples=samples, seed=seed)
-        records[name] = fit_temperature(strategy(inputs).pooled, images.labels)
+        strategy = strategies.build(name, bundle.network, shape, samples=samples, seed=seed, design=design)
+        records[name] = fit_temperature(strategy.summarise(inputs).pooled, images.labels)
         on_strategy(name)
     return Calibration(
         weights_sha256=bundle.card.weights_sha256,
         images=len(images),
         samples=samples,
         seed=seed,
+        design=design,
         strategies=records,
         versions=software_versions(),
     )

@@ -1,10 +1,15 @@
 """Ways to use a dropout network at test time, behind one interface.
 
-``weight_scaling``   dropout off, one pass; torch's "inverted" dropout has scaled the weights in training (Hinton et
-                     al. 2012; Srivastava et al. 2014)
-``mc_dropout``       arithmetic mean of the sub-networks' class probabilities (Gal & Ghahramani 2016)
-``geometric_mean``   normalised geometric mean of the same, that is the softmax of their mean logits: what weight
-                     scaling approximates (Baldi & Sadowski 2013)
+``weight_scaling``       dropout off, one pass; torch's "inverted" dropout has scaled the weights in training (Hinton
+                         et al. 2012; Srivastava et al. 2014)
+``mc_dropout``           arithmetic mean of the sub-networks' class probabilities (Gal & Ghahramani 2016)
+``geometric_mean``       normalised geometric mean of the same, that is the softmax of their mean logits: what weight
+                         scaling approximates (Baldi & Sadowski 2013)
+``last_layer``           MC dropout with the last dropout layer alone; the others as in weight scaling
+``moment_propagation``   mean and covariance of the logits in closed form, in one pass (Wang & Manning 2013)
+
+Beside them :func:`deep_ensemble`, of several networks trained apart (Lakshminarayanan et al. 2017): what the
+sub-networks imitate.
 """
 
 from __future__ import annotations
@@ -15,8 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from calibration.predictive import PredictiveDistribution
-from calibration.subnetworks import SubnetworkEnsemble, dropout_layers
+from calibration.masks import DEFAULT_DESIGN
+from calibration.moments import QUADRATURE_POINTS, propagate_moments
+from calibration.predictive import PredictiveDistribution, PredictiveSummary
+from calibration.subnetworks import SubnetworkEnsemble, UnsupportedNetworkError, dropout_layers
+from models.bundle import MaskDesign
 
 __all__ = [
     "DEFAULT_SAMPLES",
@@ -26,22 +34,27 @@ __all__ = [
     "Strategy",
     "applicable",
     "build",
+    "deep_ensemble",
     "geometric_mean",
     "mc_dropout",
+    "moment_propagation",
     "weight_scaling",
 ]
 
 DEFAULT_SAMPLES = 64
 DEFAULT_SEED = 0
+MEMBERS_AT_ONCE = 1 << 16
+"""Bound on the members times images that :meth:`Strategy.summarise` holds at a time."""
 
 
 @dataclass(frozen=True)
 class Strategy:
     """A network and a way to use it: a function from images to a :class:`PredictiveDistribution`.
 
-    ``samples`` is the number of sub-networks asked, 1 if none is sampled. ``logits`` takes inputs ``[B, ...]`` to the
-    logits ``[T, B, C]`` of the members of the predictive distribution. T = 1 for ``geometric_mean``: it pools its
-    sub-networks into one distribution, of which their disagreement is no part.
+    ``samples`` is the number of networks asked: sub-networks, or those of a deep ensemble; 1 if none is sampled.
+    ``logits`` takes inputs ``[B, ...]`` to the logits ``[T, B, C]`` of the ``members`` of the predictive distribution,
+    in ``replicates`` independent blocks. T is 1 for ``geometric_mean``: it pools its sub-networks into one
+    distribution, of which their disagreement is no part.
 
     Safe to call from several threads at once.
     """
@@ -49,10 +62,25 @@ class Strategy:
     name: str
     samples: int
     logits: Callable[[Tensor], Tensor]
+    members: int = 1
+    replicates: int = 1
 
     def __call__(self, inputs: Tensor, temperature: float = 1.0) -> PredictiveDistribution:
         """The predictive distribution for ``inputs`` ``[B, ...]``, at a temperature if it was calibrated."""
-        return PredictiveDistribution.from_logits(self.logits(inputs), temperature)
+        return PredictiveDistribution.from_logits(self.logits(inputs), temperature, self.replicates)
+
+    def summarise(
+        self, inputs: Tensor, temperature: float = 1.0, *, on_images: Callable[[int], None] = lambda _: None
+    ) -> PredictiveSummary:
+        """The same without the members, in memory that grows neither with B nor with T beyond the summary itself.
+
+        ``on_images`` is told the number of images of each step done.
+        """
+        parts = []
+        for chunk in torch.split(inputs, max(1, MEMBERS_AT_ONCE // self.members)):
+            parts.append(self(chunk, temperature).summary())
+            on_images(len(chunk))
+        return PredictiveSummary.cat(parts)
 
 
 def build(
@@ -62,12 +90,16 @@ def build(
     *,
     samples: int = DEFAULT_SAMPLES,
     seed: int = DEFAULT_SEED,
+    design: MaskDesign = DEFAULT_DESIGN,
+    rate: float | None = None,
 ) -> Strategy:
     """The strategy ``name`` for ``network``, whose inputs have ``input_shape`` without the batch axis.
 
-    ``network`` must be in eval mode and is not modified. ``samples`` sub-networks are drawn from ``seed``, where the
-    strategy samples. Raises ``ValueError`` for an unknown name or a network in train mode, and the sampling
-    strategies :class:`~calibration.subnetworks.NoActiveDropoutError` for a network without dropout.
+    ``network`` must be in eval mode and is not modified. ``samples`` sub-networks are drawn from ``seed`` by
+    ``design`` where the strategy samples. ``rate`` replaces the dropout rates at test time; weight scaling has no use
+    for it. Raises ``ValueError`` for an unknown name or a network in train mode; for others than weight scaling
+    :class:`~calibration.sites.NoActiveDropoutError` where there is no dropout; and
+    :class:`~calibration.sites.UnsupportedNetworkError` where the strategy can't be had.
     """
     if name not in STRATEGIES:
         raise ValueError(f"unknown strategy {name!r}; known are {', '.join(STRATEGIES)}")
@@ -75,12 +107,23 @@ def build(
         raise ValueError("the network is in train mode; call network.eval() first")
     if name == "weight_scaling":
         return weight_scaling(network)
-    return SAMPLING_STRATEGIES[name](SubnetworkEnsemble(network, input_shape, samples=samples, seed=seed))
+    if name == "moment_propagation":
+        return moment_propagation(network, input_shape, rate=rate)
+    ensemble = SubnetworkEnsemble(
+        network, input_shape, samples=samples, seed=seed, design=design, rate=rate, last_layer_only=name == "last_layer"
+    )
+    return SAMPLING_STRATEGIES[name](ensemble)
 
 
 def applicable(network: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...]:
     """Names of the strategies that ``network`` allows: without active dropout, weight scaling alone."""
-    return STRATEGIES if dropout_layers(network, input_shape) else ("weight_scaling",)
+    if not dropout_layers(network, input_shape):
+        return ("weight_scaling",)
+    try:
+        moment_propagation(network, input_shape)
+    except UnsupportedNetworkError:
+        return tuple(name for name in STRATEGIES if name != "moment_propagation")
+    return STRATEGIES
 
 
 def weight_scaling(network: nn.Module) -> Strategy:
@@ -95,7 +138,12 @@ def weight_scaling(network: nn.Module) -> Strategy:
 
 def mc_dropout(ensemble: SubnetworkEnsemble) -> Strategy:
     """The sub-networks' probabilities, whose arithmetic mean is the prediction."""
-    return Strategy("mc_dropout", ensemble.samples, ensemble.logits)
+    return _sampling("mc_dropout", ensemble)
+
+
+def last_layer(ensemble: SubnetworkEnsemble) -> Strategy:
+    """The same for an ``ensemble`` that was built with ``last_layer_only``."""
+    return _sampling("last_layer", ensemble)
 
 
 def geometric_mean(ensemble: SubnetworkEnsemble) -> Strategy:
@@ -104,8 +152,37 @@ def geometric_mean(ensemble: SubnetworkEnsemble) -> Strategy:
     return Strategy("geometric_mean", ensemble.samples, lambda inputs: ensemble.logits(inputs).mean(0, keepdim=True))
 
 
+def moment_propagation(network: nn.Module, input_shape: Sequence[int], *, rate: float | None = None) -> Strategy:
+    """The softmax at points that represent the logits' normal distribution.
+
+    Raises what :func:`calibration.moments.propagate_moments` raises.
+    """
+    moments = propagate_moments(network, input_shape, rate=rate)
+    return Strategy("moment_propagation", 1, lambda inputs: moments(inputs).points(), QUADRATURE_POINTS)
+
+
+def deep_ensemble(networks: Sequence[nn.Module]) -> Strategy:
+    """``networks`` trained independently of each other, each as in weight scaling.
+
+    Raises ``ValueError`` for none, or if one is in train mode.
+    """
+    if not networks or any(network.training for network in networks):
+        raise ValueError("a deep ensemble needs at least one network, and all of them in eval mode")
+    alone = [weight_scaling(network) for network in networks]
+
+    def logits(inputs: Tensor) -> Tensor:
+        return torch.cat([strategy.logits(inputs) for strategy in alone])
+
+    return Strategy("deep_ensemble", len(networks), logits, len(networks), len(networks))
+
+
+def _sampling(name: str, ensemble: SubnetworkEnsemble) -> Strategy:
+    return Strategy(name, ensemble.samples, ensemble.logits, ensemble.samples, ensemble.bank.replicates)
+
+
 SAMPLING_STRATEGIES: Mapping[str, Callable[[SubnetworkEnsemble], Strategy]] = {
     "mc_dropout": mc_dropout,
     "geometric_mean": geometric_mean,
+    "last_layer": last_layer,
 }
-STRATEGIES = ("weight_scaling", *SAMPLING_STRATEGIES)
+STRATEGIES = ("weight_scaling", *SAMPLING_STRATEGIES, "moment_propagation")

@@ -1,158 +1,125 @@
-"""Runs a dropout network as T fixed sub-networks, by one of two executors.
-
-Compiled (:mod:`calibration.thinned`): for a network that ends in a chain of linear layers with all its dropout.
-Generic, for all others: a copy of the network's structure, which shares its weights, has masked layers in the place of
-the dropout layers, and takes each image once for every sub-network.
-
-The network that is passed in is never touched, and neither executor keeps state between calls: threads may share them.
-"""
+"""A dropout network as T fixed sub-networks, and the choice of how to run them."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from calibration.masks import LayerMask, MaskBank
-from calibration.thinned import ThinnedChain, find_chain
+from calibration.copies import MaskedCopies
+from calibration.masks import DEFAULT_DESIGN, LayerMask, MaskBank
+from calibration.sites import (
+    NoActiveDropoutError,
+    UnsupportedNetworkError,
+    active_layers,
+    layer_of,
+    structural_copy,
+    survey,
+)
+from calibration.thinned import DenseChain, ThinnedChain, find_chain
+from calibration.thinned_convolutions import ThinnedConvolutions, find_convolutions
+from calibration.tracing import cut
+from models.bundle import MaskDesign
 
-__all__ = ["MaskedCopies", "NoActiveDropoutError", "SubnetworkEnsemble", "UnsupportedNetworkError", "dropout_layers"]
+__all__ = ["NoActiveDropoutError", "SubnetworkEnsemble", "UnsupportedNetworkError", "dropout_layers"]
 
-IMAGES_PER_CHUNK = 256
-CHUNK_BYTES = 32 << 20
-"""Bound on the activations of the largest layer in one pass over some sub-networks and images."""
-
-_rows: ContextVar[slice] = ContextVar("rows of the mask bank that the current pass runs")
-
-
-class NoActiveDropoutError(ValueError):
-    """The network has nothing to sample: no dropout layer, or only layers at rate 0."""
+IMAGES_AT_ONCE = 128
+"""Images in one pass: few enough that what it works on stays in the processor's cache."""
+FEW_FOR_CHAIN, FEW_FOR_CONVOLUTIONS = 4, 2
+"""Up to so many images, masked inputs through the dense layers are faster: thinned products would be too thin."""
 
 
-class UnsupportedNetworkError(ValueError):
-    """The network has randomness of a kind that can't be sampled faithfully here."""
+class Executor(Protocol):
+    """Runs sub-networks on images, without state between calls: threads may share it."""
+
+    def logits(self, inputs: Tensor, rows: slice) -> Tensor:
+        """Logits ``[T, B, C]`` of the sub-networks ``rows`` for ``inputs`` ``[B, ...]``."""
 
 
 def dropout_layers(network: nn.Module, input_shape: Sequence[int]) -> dict[str, LayerMask]:
-    """The active dropout layers of ``network`` by qualified name, in the order in which a forward pass meets them.
+    """What each active dropout layer of ``network`` needs masks for, in the order in which a forward pass meets them.
 
-    ``input_shape`` is that of one example, without the batch axis. Layers at rate 0, and layers that no forward pass
-    meets, don't count. Raises :class:`UnsupportedNetworkError` for a dropout layer of another kind than
-    ``nn.Dropout``, or one that is met more than once, since it would need a mask of its own each time.
+    One entry a call; see :func:`calibration.sites.survey`, also for what is refused. ``input_shape`` is that of one
+    example, without the batch axis.
     """
-    return _survey(network, input_shape)[0]
+    return survey(network, input_shape).layers
 
 
 class SubnetworkEnsemble:
     """``network`` under the masks of a bank, as a function from images to the logits of every sub-network.
 
-    ``input_shape`` is that of one example. The network's weights must not change afterwards. Raises
-    :class:`NoActiveDropoutError` for a network without active dropout, which would give T equal answers and an
-    uncertainty of zero that means nothing, and whatever :func:`dropout_layers` raises.
+    ``input_shape`` is that of one example. ``samples``, ``seed``, ``design`` and ``replicates`` draw the bank (see
+    :meth:`calibration.masks.MaskBank.draw`). ``rate``, if given, replaces the rate of every layer at test time.
+    ``last_layer_only`` leaves all but the last dropout layer at weight scaling.
+
+    The network is never touched; its weights must not change afterwards. Safe to call from several threads at once.
+
+    Raises :class:`NoActiveDropoutError` for a network without active dropout, which would give T equal answers and an
+    uncertainty of zero that means nothing; ``ValueError`` for a rate outside (0, 1); and whatever
+    :func:`dropout_layers` and :meth:`~calibration.masks.MaskBank.draw` raise.
     """
 
-    def __init__(self, network: nn.Module, input_shape: Sequence[int], *, samples: int, seed: int) -> None:
-        layers, widest = _survey(network, input_shape)
-        if not layers:
-            raise NoActiveDropoutError(
-                f"{type(network).__name__} has no active dropout layer, so it has no sub-networks to sample; "
-                "use the weight_scaling strategy, or a network trained with dropout"
-            )
-        self.bank = MaskBank.independent(layers, samples, seed)
-        chain = find_chain(_structural_copy(network), tuple(layers))
-        executor = MaskedCopies(network, self.bank, widest) if chain is None else ThinnedChain(chain, self.bank)
-        self.logits: Callable[[Tensor], Tensor] = executor.logits
-        """Takes ``inputs`` ``[B, *input_shape]`` to the logits ``[T, B, C]`` of every sub-network."""
+    def __init__(
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        *,
+        samples: int,
+        seed: int,
+        design: MaskDesign = DEFAULT_DESIGN,
+        replicates: int | None = None,
+        rate: float | None = None,
+        last_layer_only: bool = False,
+    ) -> None:
+        found = active_layers(network, input_shape)
+        layers = found.layers
+        if rate is not None:
+            if not 0 < rate < 1:
+                raise ValueError(f"a test-time dropout rate must lie in (0, 1), got {rate}")
+            layers = {name: replace(layer, rate=rate) for name, layer in layers.items()}
+        if last_layer_only:
+            last = layer_of(list(layers)[-1])
+            layers = {site: layer for site, layer in layers.items() if layer_of(site) == last}
+        self.bank = MaskBank.draw(layers, samples, seed, design, replicates)
+        self._few, self._many, self._are_few = _executors(network, input_shape, self.bank, found.widest)
 
     @property
     def samples(self) -> int:
         return self.bank.samples
 
-
-class MaskedCopies:
-    """The generic executor: ``network`` under the masks of ``bank``. ``widest`` is the size of the largest value that
-    one example has in it, by which passes are cut to bound the memory they take."""
-
-    def __init__(self, network: nn.Module, bank: MaskBank, widest: int) -> None:
-        replica = _structural_copy(network)
-        like = next(replica.parameters())
-        for name, layer in bank.layers.items():
-            replica.set_submodule(name, _MaskedDropout(bank.kept[name].to(like) / (1 - layer.rate)))
-        self._network, self._samples, self._widest = replica, bank.samples, widest
-
     @torch.inference_mode()
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Logits ``[T, B, C]`` for ``inputs`` ``[B, ...]``."""
-        return torch.cat([self._chunk_of_images(chunk) for chunk in torch.split(inputs, IMAGES_PER_CHUNK)], dim=1)
+    def logits(self, inputs: Tensor, rows: slice | None = None) -> Tensor:
+        """Logits ``[T, B, C]`` for ``inputs`` ``[B, *input_shape]``, of all sub-networks or of those in ``rows``.
 
-    def _chunk_of_images(self, inputs: Tensor) -> Tensor:
-        rows_at_once = max(1, CHUNK_BYTES // (self._widest * inputs.element_size() * max(1, len(inputs))))
-        outputs = []
-        for first in range(0, self._samples, rows_at_once):
-            count = min(rows_at_once, self._samples - first)
-            token = _rows.set(slice(first, first + count))
-            try:
-                flat = self._network(inputs.expand(count, *inputs.shape).flatten(0, 1))
-            finally:
-                _rows.reset(token)
-            outputs.append(flat.unflatten(0, (count, len(inputs))))
-        return torch.cat(outputs)
-
-
-class _MaskedDropout(nn.Module):
-    """Takes ``[rows * B, ...]``, ordered by row, and multiplies by the current rows of ``scaled`` ``[T, ...]``."""
-
-    scaled: Tensor
-
-    def __init__(self, scaled: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scaled", scaled, persistent=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        masks = self.scaled[_rows.get()].unsqueeze(1)
-        masked: Tensor = inputs.unflatten(0, (len(masks), -1)) * masks
-        return masked.flatten(0, 1)
+        Raises ``ValueError`` if ``rows`` selects none.
+        """
+        start, stop, _ = (rows or slice(None)).indices(self.samples)
+        if start >= stop:
+            raise ValueError(f"{rows} selects none of the {self.samples} sub-networks")
+        executor = self._few if len(inputs) <= self._are_few else self._many
+        if len(inputs) <= IMAGES_AT_ONCE:
+            return executor.logits(inputs, slice(start, stop))
+        result: Tensor | None = None
+        for first in range(0, len(inputs), IMAGES_AT_ONCE):
+            part = executor.logits(inputs[first : first + IMAGES_AT_ONCE], slice(start, stop))
+            if result is None:
+                result = part.new_empty(len(part), len(inputs), part.shape[2])
+            result[:, first : first + part.shape[1]] = part
+        assert result is not None  # noqa: S101
+        return result
 
 
-def _survey(network: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, LayerMask], int]:
-    """The active dropout layers, and the size of the largest value that any module takes for one example."""
-    probe = _structural_copy(network)
-    layers: dict[str, LayerMask] = {}
-    sizes = [0]
-
-    def measure(_: nn.Module, inputs: tuple[object, ...]) -> None:
-        sizes.extend(value.numel() for value in inputs if isinstance(value, Tensor))
-
-    for name, module in probe.named_modules():
-        module.register_forward_pre_hook(measure)
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            module.register_forward_pre_hook(_recorder(name, layers))
-    parameter = next(network.parameters())
-    with torch.inference_mode():
-        probe(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
-    return layers, max(sizes)
-
-
-def _recorder(name: str, layers: dict[str, LayerMask]):  # type: ignore[no-untyped-def]
-    def record(module: _DropoutNd, inputs: tuple[Tensor, ...]) -> None:
-        if not isinstance(module, nn.Dropout):
-            raise UnsupportedNetworkError(
-                f"layer {name!r} is {type(module).__name__}; of torch's dropout layers only Dropout can be sampled"
-            )
-        if name in layers:
-            raise UnsupportedNetworkError(
-                f"dropout layer {name!r} is used more than once in a forward pass; give each use a layer of its own"
-            )
-        layers[name] = LayerMask(module.p, tuple(inputs[0].shape[1:]))
-
-    return record
-
-
-def _structural_copy(network: nn.Module) -> nn.Module:
-    """A copy in eval mode that shares parameters and buffers with ``network``."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, memo=dict(shared)).eval()
+def _executors(
+    network: nn.Module, input_shape: Sequence[int], bank: MaskBank, widest: int
+) -> tuple[Executor, Executor, int]:
+    """The fastest ways to run ``network`` on few images and on many, and up to how many are few."""
+    here = cut(structural_copy(network), bank.layers)
+    if here is not None and (chain := find_chain(here, bank.layers)) is not None:
+        return DenseChain(chain, bank), ThinnedChain(chain, bank), FEW_FOR_CHAIN
+    copies = MaskedCopies(network, bank, input_shape, widest, here)
+    if here is not None and (convolutions := find_convolutions(here, bank.layers)) is not None:
+        return copies, ThinnedConvolutions(convolutions, bank), FEW_FOR_CONVOLUTIONS
+    return copies, copies, 0

@@ -11,29 +11,38 @@ so that where less is dropped than kept, one dense product is shared by all, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import TypeVar
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from calibration.masks import MaskBank
+from calibration.masks import LayerMask, MaskBank
+from calibration.sites import DROPOUT
+from calibration.tracing import Cut, is_path
 
-__all__ = ["Chain", "ThinnedChain", "find_chain"]
+__all__ = ["ELEMENTWISE", "IDLE", "Chain", "DenseChain", "ThinnedChain", "can_fold", "find_chain", "folded"]
 
-IMAGES_AT_ONCE = 128
-"""Images in one product: few enough that what it works on stays in the processor's cache."""
+ROWS_PACKED = 64
+"""Sub-networks whose weights are packed together."""
+PACKED_BYTES = 256 << 20
+"""Up to so much, all sub-networks' weights are packed beforehand; above it, whenever they are needed."""
 BLOCK_BYTES = 16 << 20
 """Bound on the inputs and outputs of the first layer that are gathered for one block of sub-networks."""
-FEW_IMAGES = 4
-"""Up to so many, masked inputs through the dense layers are faster: the thinned products would be too thin."""
 
 ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
-    nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Identity,
+    nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid,
 )  # fmt: skip
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+IDLE = (nn.Identity, *DROPOUT)
+"""What does nothing here: dropout layers among them are those at rate 0, or left at weight scaling."""
+
+
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -49,106 +58,134 @@ class Link:
 class Chain:
     """A network as what happens before its first dropout layer, and the links from there to its output."""
 
-    trunk: nn.Module
+    trunk: Callable[[Tensor], tuple[Tensor, ...]]
     links: tuple[Link, ...]
 
 
-def find_chain(network: nn.Module, dropout: Sequence[str]) -> Chain | None:
-    """``network``, in eval mode, as a :class:`Chain` with the active dropout layers named, in this order.
+def find_chain(cut: Cut, layers: Mapping[str, LayerMask]) -> Chain | None:
+    """What comes after ``cut`` as a :class:`Chain` with the active dropout ``layers``, in this order.
 
-    ``None`` if it isn't one: the layers are not all on one path of (dropout, linear, elementwise activations) to the
-    output, or the network can't be traced, because what it computes depends on its input's values, say.
+    ``None`` if it isn't one: not a single path of (dropout, linear, batch norm, elementwise activations) to the output,
+    or with other dropout than that of single features by a factor of 0.
     """
-    try:
-        graph = _Tracer().trace(network)
-    except Exception:  # Tracing runs the network's own code on stand-ins, which may fail in any way.
+    if not is_path(cut) or any(layer.kind != "bernoulli" or len(layer.shape) != 1 for layer in layers.values()):
         return None
-    modules = dict(network.named_modules())
-    nodes = list(graph.nodes)
-    first = next((index for index, node in enumerate(nodes) if node.target in dropout), None)
-    if first is None or not _is_path(nodes[first:]):
-        return None
+    modules = dict(cut.network.named_modules())
     links: list[Link] = []
     waiting: str | None = None
     met: list[str] = []
-    for node in nodes[first:-1]:
-        layer = modules[str(node.target)]
-        if str(node.target) in dropout:
+    for node in cut.nodes[:-1]:
+        name = str(node.target)
+        layer = modules[name]
+        if name in layers:
             if waiting:
                 return None
-            waiting = str(node.target)
-            met.append(waiting)
+            waiting = name
+            met.append(name)
         elif isinstance(layer, nn.Linear):
             links.append(Link(waiting, layer, ()))
             waiting = None
+        elif can_fold(layer) and links and not (waiting or links[-1].activations):
+            links[-1] = replace(links[-1], linear=folded(links[-1].linear, layer))
         elif isinstance(layer, ELEMENTWISE) and links and not waiting:
             links[-1] = replace(links[-1], activations=(*links[-1].activations, layer))
-        elif not isinstance(layer, _DropoutNd):  # One at rate 0 does nothing.
+        elif not isinstance(layer, IDLE):
             return None
-    if waiting or met != list(dropout):
+    if waiting or met != list(layers):
         return None
-    return Chain(_before(network, graph, nodes[first]), tuple(links))
+    return Chain(cut.trunk(), tuple(links))
 
 
-class ThinnedChain:
-    """``chain`` under the masks of ``bank``. Weights are copied: later changes to the network are not seen.
+def can_fold(module: nn.Module) -> bool:
+    """Whether ``module`` is a batch norm by fixed statistics, which :func:`folded` makes part of the layer before."""
+    return isinstance(module, NORMS) and module.running_mean is not None
 
-    Keeps no state between calls, so threads may share it.
+
+def folded(layer: Layer, norm: nn.Module) -> Layer:
+    """A copy of ``layer`` with the batch norm after it as part of its weights."""
+    assert isinstance(norm, NORMS)  # noqa: S101
+    assert norm.running_mean is not None  # noqa: S101
+    assert norm.running_var is not None  # noqa: S101
+    result = copy.deepcopy(layer)
+    result.weight, result.bias = fuse_conv_bn_weights(
+        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return result
+
+
+class DenseChain:
+    """``chain`` under the masks of ``bank``, every sub-network as a dense one with masked inputs.
+
+    Weights are copied: later changes to the network are not seen. Keeps no state, so threads may share it.
     """
 
     def __init__(self, chain: Chain, bank: MaskBank) -> None:
         self._trunk = chain.trunk
-        self._samples = bank.samples
-        like = chain.links[0].linear.weight
-        masks = [None if link.dropout is None else bank.kept[link.dropout].to(like.device) for link in chain.links]
-        rates = [0.0 if link.dropout is None else bank.layers[link.dropout].rate for link in chain.links]
-        self._dense = [
-            _DenseLayer(
-                None if mask is None else mask.to(like.dtype),
-                link.linear.weight.detach().t() / (1 - rate),
-                _bias(link.linear),
-                link.activations,
-            )
-            for link, mask, rate in zip(chain.links, masks, rates, strict=True)
-        ]
+        self._layers = [_DenseLayer.of(link, bank) for link in chain.links]
+
+    @torch.inference_mode()
+    def logits(self, inputs: Tensor, rows: slice) -> Tensor:
+        """Logits ``[T, B, C]`` of the sub-networks ``rows`` for ``inputs`` ``[B, ...]``."""
+        (features,) = self._trunk(inputs)
+        values = features.unsqueeze(1).expand(-1, rows.stop - rows.start, -1)
+        for layer in self._layers:
+            values = layer(values, rows)
+        return values.transpose(0, 1)
+
+
+class ThinnedChain:
+    """``chain`` under the masks of ``bank``, every sub-network without the units that it drops.
+
+    Weights are copied: later changes to the network are not seen. Keeps no state, so threads may share it.
+    """
+
+    def __init__(self, chain: Chain, bank: MaskBank) -> None:
+        self._trunk, self._links = chain.trunk, chain.links
+        device = chain.links[0].linear.weight.device
+        self._masks = [None if link.dropout is None else bank.rows[link.dropout].to(device) for link in chain.links]
+        self._rates = [0.0 if link.dropout is None else bank.layers[link.dropout].rate for link in chain.links]
+        starts = range(0, bank.samples, ROWS_PACKED)
+        first = self._pack(0)
+        block_bytes = first.first.packed_bytes + sum(layer.packed_bytes for layer in first.later)
+        fits = block_bytes * len(starts) <= PACKED_BYTES
+        self._packed = {start: self._pack(start) if start else first for start in starts} if fits else {}
+
+    @torch.inference_mode()
+    def logits(self, inputs: Tensor, rows: slice) -> Tensor:
+        """Logits ``[T, B, C]`` of the sub-networks ``rows`` for ``inputs`` ``[B, ...]``."""
+        (features,) = self._trunk(inputs)
+        columns = features.t().contiguous()
+        shared: Tensor | None = None
+        outputs = []
+        for start in range(rows.start - rows.start % ROWS_PACKED, rows.stop, ROWS_PACKED):
+            block = self._packed.get(start) or self._pack(start)
+            if shared is None:
+                shared = block.first.shared(columns)
+            first, stop = max(rows.start - start, 0), min(rows.stop - start, ROWS_PACKED)
+            column_bytes = columns.element_size() * max(1, columns.shape[1])
+            at_once = max(1, BLOCK_BYTES // (block.first.gathered * column_bytes))
+            for low in range(first, stop, at_once):
+                part = slice(low, min(low + at_once, stop))
+                values = block.first(columns, shared, part)
+                for layer in block.later:
+                    values = layer(values, part)
+                outputs.append(values)
+        return torch.cat(outputs).transpose(1, 2)
+
+    def _pack(self, start: int) -> _Block:
+        """The weights of ``ROWS_PACKED`` sub-networks from ``start`` on."""
+        masks = [None if mask is None else mask[start : start + ROWS_PACKED] for mask in self._masks]
         kept_after = [*(None if mask is None else _padded(mask) for mask in masks[1:]), None]
         first_mask = masks[0]
         assert first_mask is not None, "a chain begins with dropout"  # noqa: S101
-        self._first = _FirstLayer(chain.links[0], first_mask, rates[0], kept_after[0])
-        self._later = [
-            _LaterLayer(link, rate, kept_before, kept, bank.samples)
+        first = _FirstLayer(self._links[0], first_mask, self._rates[0], kept_after[0])
+        later = [
+            _LaterLayer(link, rate, kept_before, kept, len(first_mask))
             for link, rate, kept_before, kept in zip(
-                chain.links[1:], rates[1:], kept_after[:-1], kept_after[1:], strict=True
+                self._links[1:], self._rates[1:], kept_after[:-1], kept_after[1:], strict=True
             )
         ]
-
-    @torch.inference_mode()
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Logits ``[T, B, C]`` for ``inputs`` ``[B, ...]``."""
-        if len(inputs) <= FEW_IMAGES:
-            return self._masked(self._trunk(inputs))
-        return torch.cat([self._packed(self._trunk(chunk)) for chunk in torch.split(inputs, IMAGES_AT_ONCE)], dim=1)
-
-    def _masked(self, features: Tensor) -> Tensor:
-        """Every sub-network as a dense one with masked inputs; features ``[B, n]``."""
-        values = features.unsqueeze(1).expand(-1, self._samples, -1)
-        for layer in self._dense:
-            values = layer(values)
-        return values.transpose(0, 1)
-
-    def _packed(self, features: Tensor) -> Tensor:
-        """Every sub-network thinned; features ``[B, n]``."""
-        columns = features.t().contiguous()
-        shared = self._first.shared(columns)
-        at_once = max(1, BLOCK_BYTES // (self._first.gathered * columns.element_size() * max(1, columns.shape[1])))
-        outputs = []
-        for start in range(0, self._samples, at_once):
-            rows = slice(start, start + at_once)
-            values = self._first(columns, shared, rows)
-            for layer in self._later:
-                values = layer(values, rows)
-            outputs.append(values)
-        return torch.cat(outputs).transpose(1, 2)
+        return _Block(first, later)
 
 
 @dataclass(frozen=True)
@@ -186,8 +223,17 @@ class _DenseLayer:
     bias: Tensor
     activations: tuple[nn.Module, ...]
 
-    def __call__(self, values: Tensor) -> Tensor:
-        masked = values if self.mask is None else values * self.mask
+    @classmethod
+    def of(cls, link: Link, bank: MaskBank) -> _DenseLayer:
+        weight = link.linear.weight.detach()
+        if link.dropout is None:
+            return cls(None, weight.t(), _bias(link.linear), link.activations)
+        rate = bank.layers[link.dropout].rate
+        return cls(bank.rows[link.dropout].to(weight), weight.t() / (1 - rate), _bias(link.linear), link.activations)
+
+    def __call__(self, values: Tensor, rows: slice) -> Tensor:
+        """From ``[B, T, n]`` to the next layer's units."""
+        masked = values if self.mask is None else values * self.mask[rows]
         flat = torch.addmm(self.bias, masked.reshape(-1, masked.shape[-1]), self.weight)
         return _activate(flat, self.activations).view(*values.shape[:2], self.weight.shape[1])
 
@@ -206,6 +252,7 @@ class _FirstLayer:
         real = torch.ones_like(index, dtype=torch.bool) if after is None else after.real
         self._units = index
         self._weight = _pack(weight, index, real, before)
+        self.packed_bytes = self._weight.numel() * self._weight.element_size()
         self._dense, self._bias = weight, _bias(link.linear).unsqueeze(1)
         self.gathered = before.index.shape[1] + index.shape[1]
 
@@ -236,10 +283,17 @@ class _LaterLayer:
             for padded, units in ((before, weight.shape[1]), (after, weight.shape[0]))
         )
         self._weight = _pack(weight, after.index, after.real, before)
+        self.packed_bytes = self._weight.numel() * self._weight.element_size()
         self._bias = (bias[after.index] * after.real).unsqueeze(-1)
 
     def __call__(self, values: Tensor, rows: slice) -> Tensor:
         return _activate(torch.baddbmm(self._bias[rows], self._weight[rows], values), self._activations)
+
+
+@dataclass(frozen=True)
+class _Block:
+    first: _FirstLayer
+    later: list[_LaterLayer]
 
 
 def _pack(weight: Tensor, outputs: Tensor, real: Tensor, inputs: _Padded) -> Tensor:
@@ -251,33 +305,3 @@ def _pack(weight: Tensor, outputs: Tensor, real: Tensor, inputs: _Padded) -> Ten
 def _gather(columns: Tensor, index: Tensor) -> Tensor:
     """Rows of ``columns`` ``[n, B]`` by ``index`` ``[T, K]``: ``[T, K, B]``."""
     return columns.index_select(0, index.reshape(-1)).view(*index.shape, columns.shape[1])
-
-
-class _Tracer(fx.Tracer):
-    """Takes dropout layers whole, also the project's own, whose code depends on values."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _DropoutNd) or bool(super().is_leaf_module(m, module_qualified_name))
-
-
-def _is_path(nodes: Sequence[fx.Node]) -> bool:
-    """Whether each node is a layer that is called on the one before alone, up to the output."""
-    layers, output = nodes[:-1], nodes[-1]
-    return (
-        output.op == "output"
-        and output.args == (layers[-1],)
-        and all(node.op == "call_module" and not node.kwargs and len(node.users) == 1 for node in layers)
-        and all(node.args == (previous,) for previous, node in pairwise(layers))
-    )
-
-
-def _before(network: nn.Module, graph: fx.Graph, node: fx.Node) -> nn.Module:
-    """What ``network`` computes up to the input of ``node``, as a module."""
-    trunk = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for earlier in graph.nodes:
-        if earlier is node:
-            break
-        copies[earlier] = trunk.node_copy(earlier, lambda original: copies[original])
-    trunk.output(copies[node.args[0]])  # type: ignore[index]
-    return fx.GraphModule(network, trunk).eval()

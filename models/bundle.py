@@ -36,6 +36,7 @@ __all__ = [
     "Card",
     "DataRecord",
     "InputRecord",
+    "MaskDesign",
     "NetworkRecord",
     "TemperatureRecord",
     "TrainingRecord",
@@ -55,6 +56,10 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 class BundleError(Exception):
     """A bundle that can't be found, read or trusted; the message names the file and what is wrong with it."""
+
+
+MaskDesign = Literal["independent", "antithetic", "latin_hypercube", "orthogonal"]
+"""How the sub-networks of an ensemble depend on each other; see :mod:`calibration.masks`."""
 
 
 class Record(BaseModel):
@@ -140,13 +145,14 @@ class TemperatureRecord(Record):
 
 
 class Calibration(Record):
-    """How far to trust the network: what was fitted, on which images, with how many sub-networks."""
+    """How far to trust the network: what was fitted, on which images, with which sub-networks."""
 
     format: int = FORMAT
     weights_sha256: str
     images: int
     samples: int
     seed: int
+    design: MaskDesign
     strategies: dict[str, TemperatureRecord]
     versions: dict[str, str]
 

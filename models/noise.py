@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dropout"]
+__all__ = ["Dropout", "GaussianDropout"]
 
 LEVELS = 1 << 16
 
@@ -28,3 +30,24 @@ class Dropout(nn.Dropout):
         levels = words.view(torch.int16)[: input.numel()].view(input.shape)
         kept = levels >= dropped_levels - LEVELS // 2
         return input * kept.to(input.dtype).mul_(LEVELS / (LEVELS - dropped_levels))
+
+
+class GaussianDropout(nn.Module):
+    """Multiplies by normal noise of mean 1 and variance p / (1 - p), the mean and variance of dropout at rate ``p``
+    (Srivastava et al. 2014, section 10). The identity in eval mode; in train mode torch's global generator is drawn
+    from, as by torch's own layers. Raises ``ValueError`` unless 0 <= p < 1.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout rate must lie in [0, 1), got {p}")
+        self.p = p
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
+        if not self.training or self.p == 0:
+            return input
+        return input * torch.randn_like(input).mul_(math.sqrt(self.p / (1 - self.p))).add_(1)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

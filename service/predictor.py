@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import get_args
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibration import strategies
+from calibration.masks import DEFAULT_DESIGN
 from calibration.predictive import PredictiveDistribution
 from calibration.subnetworks import SubnetworkEnsemble
 from models.bundle import Bundle
@@ -33,6 +35,7 @@ class Predictor:
         calibration = bundle.calibration
         self.default_samples = calibration.samples if calibration else strategies.DEFAULT_SAMPLES
         self._seed = calibration.seed if calibration else strategies.DEFAULT_SEED
+        self._design = calibration.design if calibration else DEFAULT_DESIGN
         self._ensemble = lru_cache(maxsize=PREPARED_ENSEMBLES)(self._compile)
 
     def describe(self) -> ModelResponse:
@@ -54,10 +57,7 @@ class Predictor:
         bundle was calibrated with. Raises
         :class:`~calibration.subnetworks.NoActiveDropoutError` where the strategy needs dropout and there is none.
         """
-        if strategy == "weight_scaling":
-            prepared = strategies.weight_scaling(self.bundle.network)
-        else:
-            prepared = strategies.SAMPLING_STRATEGIES[strategy](self._ensemble(samples))
+        prepared = self._prepared(strategy, samples)
         temperature = self.bundle.temperature(strategy)
         distribution = prepared(self.bundle.prepare(torch.from_numpy(pixels)), temperature)
         return PredictResponse(
@@ -68,9 +68,20 @@ class Predictor:
             predictions=_predictions(distribution, self.bundle.card.classes),
         )
 
-    def _compile(self, samples: int) -> SubnetworkEnsemble:
-        shape = self.bundle.card.input.shape
-        return SubnetworkEnsemble(self.bundle.network, shape, samples=samples, seed=self._seed)
+    def _prepared(self, strategy: StrategyName, samples: int) -> strategies.Strategy:
+        if strategy in strategies.SAMPLING_STRATEGIES:
+            return strategies.SAMPLING_STRATEGIES[strategy](self._ensemble(samples, strategy == "last_layer"))
+        return strategies.build(strategy, self.bundle.network, self.bundle.card.input.shape)
+
+    def _compile(self, samples: int, last_layer_only: bool) -> SubnetworkEnsemble:
+        return SubnetworkEnsemble(
+            self.bundle.network,
+            self.bundle.card.input.shape,
+            samples=samples,
+            seed=self._seed,
+            design=self._design,
+            last_layer_only=last_layer_only,
+        )
 
 
 def _predictions(distribution: PredictiveDistribution, classes: tuple[str, ...]) -> list[Prediction]:
@@ -92,7 +103,7 @@ def _predictions(distribution: PredictiveDistribution, classes: tuple[str, ...])
                 aleatoric=round(aleatoric, DECIMALS) if several else None,
                 epistemic=round(epistemic, DECIMALS) if several else None,
             ),
-            standard_error=round(error, DECIMALS) if several else None,
+            standard_error=round(error, DECIMALS) if math.isfinite(error) else None,
         )
         for probabilities, winner, total, aleatoric, epistemic, error in zip(
             mean.double().round(decimals=DECIMALS).tolist(), *(column.tolist() for column in columns), strict=True

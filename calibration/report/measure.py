@@ -5,12 +5,12 @@ Schema 1:
     schema      1
     model       name, version, network, parameters, training, calibration ("stored" or "fitted for this report")
     data        name, images
-    strategies  per strategy: samples, seed, temperature; "raw" and "calibrated", each with accuracy, nll (nats),
-                brier, ece (15 bins) and the bins of its reliability diagram
+    strategies  per strategy: samples, seed, design, temperature; "raw" and "calibrated", each with accuracy, nll
+                (nats), brier, ece (15 bins) and the bins of its reliability diagram
     comparison  per strategy but weight_scaling: accuracy and nll minus those of weight_scaling, both calibrated, each
                 as difference and 95 % interval over images (paired)
     gallery     strategy; "most_uncertain" and "most_certain", each a list of test images: index, label, predicted,
-                confidence, total, aleatoric, epistemic (nats; the last two null if the strategy has one member)
+                confidence, total, aleatoric, epistemic (nats; the last two null if nothing was sampled)
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from calibration import metrics, strategies
-from calibration.predictive import PredictiveDistribution
+from calibration.predictive import PredictiveSummary
 from models.bundle import Bundle, Calibration
 from training.data import NAME, LabelledImages
 
@@ -30,7 +29,6 @@ __all__ = ["SCHEMA", "measure"]
 
 SCHEMA = 1
 GALLERY_SIZE = 12
-IMAGES_PER_STEP = 500
 
 
 def measure(
@@ -43,21 +41,18 @@ def measure(
     """
     inputs = bundle.prepare(test.pixels)
     sections: dict[str, Any] = {}
-    calibrated: dict[str, PredictiveDistribution] = {}
+    calibrated: dict[str, PredictiveSummary] = {}
     for name in strategies.applicable(bundle.network, bundle.card.input.shape):
         temperature = calibration.temperature(name)
         strategy = strategies.build(
-            name, bundle.network, bundle.card.input.shape, samples=calibration.samples, seed=calibration.seed
-        )
-        steps = []
-        for chunk in torch.split(inputs, IMAGES_PER_STEP):
-            steps.append(strategy(chunk).members)
-            on_images(len(chunk))
-        members = torch.cat(steps, dim=1)
-        calibrated[name] = PredictiveDistribution(members, temperature)
+            name, bundle.network, bundle.card.input.shape, samples=calibration.samples, seed=calibration.seed,
+            design=calibration.design,
+        )  # fmt: skip
+        calibrated[name] = strategy.summarise(inputs, temperature, on_images=on_images)
         sections[name] = {
             "samples": strategy.samples,
             "seed": calibration.seed if strategy.samples > 1 else None,
+            "design": calibration.design if strategy.samples > 1 else None,
             "temperature": temperature,
             "raw": _quality(calibrated[name].pooled, test.labels),
             "calibrated": _quality(calibrated[name].mean, test.labels),
@@ -117,12 +112,12 @@ def _difference(probabilities: Tensor, reference: Tensor, labels: Tensor) -> dic
 
 
 def _gallery(
-    strategy: str, distribution: PredictiveDistribution, test: LabelledImages, classes: tuple[str, ...]
+    strategy: str, distribution: PredictiveSummary, test: LabelledImages, classes: tuple[str, ...]
 ) -> dict[str, Any]:
     total = distribution.predictive_entropy
     aleatoric, epistemic = distribution.expected_entropy, distribution.mutual_information
     confidence, predicted = distribution.mean.max(1)
-    several = distribution.samples > 1
+    several = strategy != "weight_scaling"
 
     def entries(order: Tensor) -> list[dict[str, Any]]:
         return [

@@ -49,7 +49,7 @@ def conclusions(report: dict[str, Any]) -> list[str]:
     sections = report["strategies"]
     for name, difference in report["comparison"].items():
         sentences.append(
-            f"{name} with {sections[name]['samples']} sub-networks against weight_scaling, both calibrated: "
+            f"{_named(name, sections[name]['samples'])} against weight_scaling, both calibrated: "
             f"{_verdict(difference['accuracy'], 100, 'percentage points of accuracy', higher_is_better=True)}; "
             f"{_verdict(difference['nll'], 1, 'nats of NLL', higher_is_better=False)}."
         )
@@ -67,6 +67,10 @@ def conclusions(report: dict[str, Any]) -> list[str]:
             f"{temperature:.2f} takes its ECE from {raw['ece']:.3f} to {section['calibrated']['ece']:.3f}."
         )
     return sentences
+
+
+def _named(strategy: str, samples: int) -> str:
+    return f"{strategy} with {samples} sub-networks" if samples > 1 else strategy
 
 
 def _verdict(difference: dict[str, Any], scale: float, unit: str, *, higher_is_better: bool) -> str:

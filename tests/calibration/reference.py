@@ -6,8 +6,10 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from calibration.masks import MaskBank
+from models.noise import GaussianDropout
 
 
 def masked_forward(network: nn.Sequential, bank: MaskBank, names: dict[int, str], inputs: Tensor) -> Tensor:
@@ -17,12 +19,24 @@ def masked_forward(network: nn.Sequential, bank: MaskBank, names: dict[int, str]
         values = inputs
         for index, layer in enumerate(network):
             if index in names:
-                name = names[index]
-                values = values * bank.kept[name][row] / (1 - bank.layers[name].rate)
-            elif not isinstance(layer, nn.Dropout):
+                values = dropped(bank, names[index], row, values)
+            elif not isinstance(layer, (_DropoutNd, GaussianDropout)):
                 values = layer(values)
         outputs.append(values)
     return torch.stack(outputs)
+
+
+def dropped(bank: MaskBank, name: str, row: int, values: Tensor) -> Tensor:
+    """``values`` ``[B, ...]`` after dropout layer ``name`` in sub-network ``row``, written out for each kind."""
+    layer, mask = bank.layers[name], bank.rows[name][row]
+    rate = layer.rate
+    if layer.kind == "gaussian":
+        return values.mul(1 + mask.to(values) * (rate / (1 - rate)) ** 0.5)
+    if layer.kind == "alpha":
+        floor = -1.7580993408473766
+        mended = torch.where(mask, values, torch.full_like(values, floor))
+        return (mended - rate * floor).div(((1 - rate) * (1 + rate * floor**2)) ** 0.5)
+    return (values * mask).div(1 - rate)
 
 
 def every_subnetwork(

@@ -15,9 +15,11 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss
 
+from calibration.moments import propagate_moments
 from calibration.report import FILES, measure, write
 from calibration.report.page import conclusions
 from calibration.scaling import calibrate
+from calibration.strategies import STRATEGIES
 from calibration.subnetworks import SubnetworkEnsemble
 from models import bundle
 from tests.command_line import refused, run
@@ -45,17 +47,23 @@ def report(folder: Path) -> dict[str, Any]:
 def predictions(shipped: bundle.Bundle, fashion: FashionMNISTSplits) -> dict[str, np.ndarray[Any, Any]]:
     """Each strategy's probabilities on the test images, in float64 and by other formulas than the project's."""
     inputs = shipped.prepare(fashion.test.pixels)
-    logits = SubnetworkEnsemble(shipped.network, (28, 28), samples=64, seed=0).logits(inputs).double()
+    logits, last = (
+        SubnetworkEnsemble(shipped.network, (28, 28), samples=64, seed=0, last_layer_only=only).logits(inputs).double()
+        for only in (False, True)
+    )
+    moments = propagate_moments(shipped.network, (28, 28))(inputs)
     with torch.inference_mode():
         scaled = shipped.network(inputs).double()
     return {
         "weight_scaling": scaled.softmax(-1).numpy(),
         "mc_dropout": logits.softmax(-1).mean(0).numpy(),
         "geometric_mean": logits.mean(0).softmax(-1).numpy(),
+        "last_layer": last.softmax(-1).mean(0).numpy(),
+        "moment_propagation": moments.points().double().softmax(-1).mean(0).numpy(),
     }
 
 
-@pytest.mark.parametrize("strategy", ["weight_scaling", "mc_dropout", "geometric_mean"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("stage", ["raw", "calibrated"])
 def test_every_figure_is_recomputed(
     *, report: dict[str, Any], predictions: dict[str, np.ndarray[Any, Any]], fashion: FashionMNISTSplits, strategy: str,
@@ -82,7 +90,7 @@ def test_it_says_what_it_measured(report: dict[str, Any], shipped: bundle.Bundle
     assert report["model"]["version"] == shipped.version
     assert report["model"]["calibration"] == "stored"
     assert report["data"]["images"] == 10_000
-    assert set(report["strategies"]) == {"weight_scaling", "mc_dropout", "geometric_mean"}
+    assert tuple(report["strategies"]) == STRATEGIES
     assert report["strategies"]["mc_dropout"]["samples"] == 64
 
 
@@ -175,10 +183,10 @@ def test_a_network_that_is_certain_and_wrong_is_reported(tmp_path: Path, fashion
 def test_a_calibration_with_other_strategies(shipped: bundle.Bundle, fashion: FashionMNISTSplits) -> None:
     """As another release may write it: one strategy unknown here, others missing."""
     assert shipped.calibration is not None
-    other = {"moment_propagation": shipped.calibration.strategies["mc_dropout"]}
+    other = {"unheard_of": shipped.calibration.strategies["mc_dropout"]}
     calibration = shipped.calibration.model_copy(update={"strategies": other, "samples": 4})
     report = measure(shipped, calibration, fashion.test[slice(0, 200)])
-    assert set(report["strategies"]) == {"weight_scaling", "mc_dropout", "geometric_mean"}
+    assert tuple(report["strategies"]) == STRATEGIES
     assert report["strategies"]["mc_dropout"]["temperature"] == 1
 
 
@@ -190,7 +198,7 @@ def test_fit_stores_the_calibration(tmp_path: Path) -> None:
     calibration = bundle.load(tmp_path / "mine").calibration
     assert calibration is not None
     assert (calibration.samples, calibration.images) == (8, 5_000)
-    assert set(calibration.strategies) == {"weight_scaling", "mc_dropout", "geometric_mean"}
+    assert set(calibration.strategies) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize(

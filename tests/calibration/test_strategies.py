@@ -76,6 +76,65 @@ def test_as_rates_go_to_zero_sampling_becomes_weight_scaling() -> None:
         torch.testing.assert_close(strategies.build(name, network, (28, 28), samples=8)(inputs).mean, scaled)
 
 
+def test_the_last_layer_is_sampled_alone(enumerable: nn.Sequential) -> None:
+    inputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.inference_mode():
+        logits, weights = every_subnetwork(enumerable, inputs, {3: (5, 0.5)})
+    exact = (weights[:, None, None] * logits.softmax(-1)).sum(0)
+    found = strategies.build("last_layer", enumerable, (4,), samples=4096)(inputs)
+    torch.testing.assert_close(found.mean, exact, atol=0.005, rtol=0)
+
+
+def test_a_deep_ensemble_is_its_networks() -> None:
+    members = [networks.build("ReLUNet", seed=seed).eval() for seed in range(5)]
+    inputs = torch.randn(7, 28, 28)
+    found = strategies.deep_ensemble(members)(inputs, 0.8)
+    with torch.inference_mode():
+        probabilities = torch.stack([member(inputs).softmax(-1) for member in members])
+    torch.testing.assert_close(found.members, probabilities)
+    assert (found.samples, found.replicates) == (5, 5)
+    assert found.standard_error.isfinite().all()
+    for wrong in ([], [networks.build("ReLUNet", seed=0)]):
+        with pytest.raises(ValueError, match="at least one network, and all of them in eval mode"):
+            strategies.deep_ensemble(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in strategies.STRATEGIES if name != "weight_scaling"])
+def test_the_rate_can_be_another_at_test_time(name: str) -> None:
+    network = networks.build("RandomDropoutModel", seed=0).eval()
+    again = networks.build("YourDropoutModel", {"dropout": [0.3, 0.3, 0.3]}, seed=1).eval()
+    again.load_state_dict(network.state_dict())
+    inputs = torch.randn(5, 28, 28)
+    found = strategies.build(name, network, (28, 28), rate=0.3)(inputs)
+    torch.testing.assert_close(found.mean, strategies.build(name, again, (28, 28))(inputs).mean)
+
+
+@pytest.mark.parametrize("name", strategies.STRATEGIES)
+def test_a_summary_needs_no_members(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = networks.build("RandomDropoutModel", seed=0).eval()
+    strategy = strategies.build(name, network, (28, 28))
+    inputs = torch.randn(90, 28, 28)
+    expected = strategy(inputs, 0.7).summary()
+    monkeypatch.setattr(strategies, "MEMBERS_AT_ONCE", 20 * strategy.members)
+    steps: list[int] = []
+    found = strategy.summarise(inputs, 0.7, on_images=steps.append)
+    assert steps == [20, 20, 20, 20, 10]
+    for field in vars(expected):
+        torch.testing.assert_close(
+            getattr(found, field), getattr(expected, field), equal_nan=True, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_sampled_strategies_know_their_error() -> None:
+    network = networks.build("RandomDropoutModel", seed=0).eval()
+    errors = {
+        name: strategies.build(name, network, (28, 28))(torch.randn(3, 28, 28)).standard_error
+        for name in strategies.STRATEGIES
+    }
+    assert {name for name, error in errors.items() if error.isfinite().all()} == {"mc_dropout", "last_layer"}
+    assert all(error.isnan().all() or error.isfinite().all() for error in errors.values())
+
+
 def test_the_temperature_is_applied() -> None:
     network = networks.build("RandomDropoutModel", seed=0).eval()
     strategy = strategies.build("mc_dropout", network, (28, 28))

@@ -5,22 +5,34 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from calibration import subnetworks
+from calibration import copies, subnetworks
+from calibration.masks import DESIGNS
+from calibration.sites import DROPOUT
 from calibration.subnetworks import NoActiveDropoutError, SubnetworkEnsemble, UnsupportedNetworkError, dropout_layers
 from models import networks
-from tests.calibration.reference import masked_forward
+from models.bundle import MaskDesign
+from models.noise import Dropout, GaussianDropout
+from tests.calibration.reference import dropped, masked_forward
+
+KINDS: list[type[nn.Module]] = [nn.Dropout, Dropout, GaussianDropout, nn.AlphaDropout]
+CHANNEL_KINDS: list[type[nn.Module]] = [*KINDS, nn.Dropout2d, nn.FeatureAlphaDropout]
 
 
-def small_network(widths: list[int], rates: list[float], seed: int) -> nn.Sequential:
+def places(network: nn.Sequential) -> dict[int, str]:
+    return {index: str(index) for index, layer in enumerate(network) if isinstance(layer, DROPOUT)}
+
+
+def small_network(widths: list[int], rates: list[float], seed: int, kind: type[nn.Module]) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for index, rate in enumerate(rates):
         layers += [
-            nn.Dropout(rate),
+            kind(rate),
             nn.Linear(widths[index], widths[index + 1]),
             nn.BatchNorm1d(widths[index + 1]),
             nn.ReLU(),
@@ -31,44 +43,113 @@ def small_network(widths: list[int], rates: list[float], seed: int) -> nn.Sequen
 @given(
     widths=st.lists(st.integers(1, 12), min_size=2, max_size=4),
     rate=st.floats(0.01, 0.9),
+    kind=st.sampled_from(KINDS),
     batch=st.integers(1, 9),
     samples=st.integers(1, 20),
+    design=st.sampled_from(DESIGNS),
     seed=st.integers(0, 1000),
-    images_per_chunk=st.integers(1, 10),
+    images_at_once=st.integers(1, 10),
     chunk_bytes=st.integers(1, 5000),
 )
 @settings(deadline=None, max_examples=100)
 def test_it_is_the_plain_masked_forward(
-    *, widths: list[int], rate: float, batch: int, samples: int, seed: int, images_per_chunk: int, chunk_bytes: int
-) -> None:
-    network = small_network(widths, [rate / (1 + index) for index in range(len(widths) - 1)], seed)
+    *, widths: list[int], rate: float, kind: type[nn.Module], batch: int, samples: int, design: MaskDesign, seed: int,
+    images_at_once: int, chunk_bytes: int,
+) -> None:  # fmt: skip
+    network = small_network(widths, [rate / (1 + index) for index in range(len(widths) - 1)], seed, kind)
     inputs = torch.randn(batch, widths[0])
-    ensemble = SubnetworkEnsemble(network, (widths[0],), samples=samples, seed=seed)
-    names = {index: str(index) for index, layer in enumerate(network) if isinstance(layer, nn.Dropout)}
+    ensemble = SubnetworkEnsemble(network, (widths[0],), samples=samples, seed=seed, design=design)
     with torch.inference_mode():
-        expected = masked_forward(network, ensemble.bank, names, inputs)
+        expected = masked_forward(network, ensemble.bank, places(network), inputs)
+    tolerance = 1e-5 * max(1.0, float(expected.abs().max()))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(subnetworks, "IMAGES_PER_CHUNK", images_per_chunk)
-        patched.setattr(subnetworks, "CHUNK_BYTES", chunk_bytes)
-        torch.testing.assert_close(ensemble.logits(inputs), expected, atol=1e-5, rtol=1e-5)
+        patched.setattr(subnetworks, "IMAGES_AT_ONCE", images_at_once)
+        patched.setattr(copies, "CHUNK_BYTES", chunk_bytes)
+        torch.testing.assert_close(ensemble.logits(inputs), expected, atol=tolerance, rtol=0)
+        rows = slice(samples // 3, samples // 3 + (samples + 1) // 2)
+        torch.testing.assert_close(ensemble.logits(inputs, rows), expected[rows], atol=tolerance, rtol=0)
 
 
-def test_spatial_inputs_and_nested_modules() -> None:
-    torch.manual_seed(0)
+@given(
+    kind=st.sampled_from(CHANNEL_KINDS),
+    head=st.sampled_from(KINDS),
+    rate=st.floats(0.05, 0.8),
+    batch=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=60)
+def test_it_is_the_plain_masked_forward_of_images(
+    kind: type[nn.Module], head: type[nn.Module], rate: float, batch: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
     network = nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.4)), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 3)
-    ).eval()
-    assert {name: layer.shape for name, layer in dropout_layers(network, (1, 8, 8)).items()} == {
-        "0.2": (4, 6, 6),
-        "2": (144,),
-    }
-    ensemble = SubnetworkEnsemble(network, (1, 8, 8), samples=9, seed=1)
-    inputs = torch.randn(5, 1, 8, 8)
-    bank = ensemble.bank
-    for row in range(9):
-        hidden = network[0][:2](inputs) * bank.kept["0.2"][row] / 0.6  # type: ignore[index]
-        expected = network[3](hidden.flatten(1) * bank.kept["2"][row] / 0.5)
-        torch.testing.assert_close(ensemble.logits(inputs)[row], expected)
+        nn.Conv2d(1, 3, 3), nn.SELU(), kind(rate), nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), head(rate / 2),
+        nn.Linear(64, 3),
+    ).eval()  # fmt: skip
+    inputs = torch.randn(batch, 1, 8, 8)
+    ensemble = SubnetworkEnsemble(network, (1, 8, 8), samples=9, seed=seed)
+    with torch.inference_mode():
+        expected = masked_forward(network, ensemble.bank, places(network), inputs)
+    torch.testing.assert_close(ensemble.logits(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "mask"),
+    [
+        (nn.Dropout(0.5), (4, 6), (4, 6)),
+        (nn.Dropout1d(0.5), (4, 6), (4, 1)),
+        (nn.Dropout2d(0.5), (4, 6, 5), (4, 1, 1)),
+        (nn.Dropout3d(0.5), (4, 6, 5, 2), (4, 1, 1, 1)),
+        (nn.FeatureAlphaDropout(0.5), (4, 6, 5), (4, 1, 1)),
+        (nn.AlphaDropout(0.5), (4, 6), (4, 6)),
+        (GaussianDropout(0.5), (4, 6), (4, 6)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_each_kind_drops(layer: nn.Module, shape: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    network = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3)).eval()
+    network(torch.zeros(1, *shape))
+    assert dropout_layers(network, shape)["0"].shape == mask
+    outputs = SubnetworkEnsemble(network, shape, samples=5, seed=0).logits(torch.randn(2, *shape))
+    assert outputs.shape == (5, 2, 3)
+
+
+class Residual(nn.Module):
+    """A block that adds what came before its dropout, with the batch's size and a parameter from before it too."""
+
+    def __init__(self, *, viewed: bool) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.bias = nn.Parameter(torch.randn(6))
+        self.drop = nn.Dropout(0.5)
+        self.viewed, self.images = viewed, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        size = inputs.shape[0]
+        hidden = torch.tanh(self.before(inputs))
+        mixed = self.drop(hidden) + hidden + self.bias.exp()
+        logits: Tensor = self.after(mixed.view(size, -1) if self.viewed else mixed)
+        return logits
+
+
+@pytest.mark.parametrize("viewed", [False, True])
+def test_what_comes_before_the_first_dropout_is_run_once(*, viewed: bool) -> None:
+    """Also where later layers need it again; but not where they need the number of images, which is another then."""
+    network = Residual(viewed=viewed).eval()
+    seen: list[int] = []
+    network.before.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    ensemble = SubnetworkEnsemble(network, (6,), samples=50, seed=0)
+    seen.clear()
+    inputs = torch.randn(20, 6)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(copies, "CHUNK_BYTES", 20 * 6 * 4 * 7)
+        found = ensemble.logits(inputs)
+    assert sum(seen) == (20 * 50 if viewed else 20)
+    with torch.inference_mode():
+        hidden = torch.tanh(network.before(inputs))
+        for row in range(50):
+            mixed = hidden * ensemble.bank.rows["drop"][row] / 0.5 + hidden + network.bias.exp()
+            torch.testing.assert_close(found[row], network.after(mixed), atol=1e-5, rtol=0)
 
 
 @pytest.fixture
@@ -98,7 +179,7 @@ def test_the_network_and_the_global_generator_are_untouched(network: nn.Module, 
 
 
 def test_batch_norm_statistics_stay(network: nn.Module) -> None:
-    model = small_network([6, 5], [0.5], seed=0)
+    model = small_network([6, 5], [0.5], 0, nn.Dropout)
     norm = model[2]
     assert isinstance(norm, nn.BatchNorm1d)
     assert norm.running_mean is not None
@@ -123,6 +204,12 @@ def test_the_same_seed_is_the_same_ensemble(network: nn.Module) -> None:
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_no_rows_are_refused(network: nn.Module) -> None:
+    ensemble = SubnetworkEnsemble(network, (28, 28), samples=8, seed=0)
+    with pytest.raises(ValueError, match="selects none of the 8 sub-networks"):
+        ensemble.logits(torch.zeros(1, 28, 28), slice(8, 16))
 
 
 def test_no_images_are_no_answers(network: nn.Module) -> None:
@@ -171,12 +258,208 @@ def test_a_dropout_layer_that_is_never_reached_does_not_count() -> None:
         SubnetworkEnsemble(NeverCalled().eval(), (28, 28), samples=4, seed=0)
 
 
-def test_a_layer_used_twice_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedNetworkError, match="'drop' is used more than once"):
-        SubnetworkEnsemble(CalledTwice().eval(), (28, 28), samples=4, seed=0)
+def test_each_call_of_a_layer_has_masks_of_its_own() -> None:
+    network = CalledTwice().eval()
+    ensemble = SubnetworkEnsemble(network, (28, 28), samples=6, seed=0)
+    assert list(ensemble.bank.layers) == ["drop", "drop#2"]
+    assert not torch.equal(ensemble.bank.rows["drop"], ensemble.bank.rows["drop#2"])
+    inputs = torch.randn(7, 28, 28)
+    found = ensemble.logits(inputs)
+    with torch.inference_mode():
+        for row in range(6):
+            hidden = network.first(inputs.flatten(1) * ensemble.bank.rows["drop"][row] / 0.5)
+            expected = network.second(hidden * ensemble.bank.rows["drop#2"][row] / 0.5)
+            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_another_kind_of_dropout_is_refused_by_name() -> None:
-    other = nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.5), nn.Linear(784, 10)).eval()
-    with pytest.raises(UnsupportedNetworkError, match="'1' is AlphaDropout"):
-        SubnetworkEnsemble(other, (28, 28), samples=4, seed=0)
+def test_modules_that_are_shared_or_deep_inside() -> None:
+    torch.manual_seed(0)
+    drop = nn.Dropout(0.4)
+    block = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), drop)
+    network = nn.Sequential(block, nn.ModuleDict({"inner": block})["inner"], drop, nn.Linear(5, 3)).eval()
+    ensemble = SubnetworkEnsemble(network, (5,), samples=6, seed=0)
+    assert list(ensemble.bank.layers) == ["0.2", "0.2#2", "0.2#3"]
+    inputs = torch.randn(4, 5)
+    found = ensemble.logits(inputs)
+    with torch.inference_mode():
+        for row in range(6):
+            values = inputs
+            for call in ("0.2", "0.2#2"):
+                values = dropped(ensemble.bank, call, row, block[:2](values))
+            expected = network[3](dropped(ensemble.bank, "0.2#3", row, values))
+            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+class MoreCallsForLight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.drop(inputs)
+        if inputs.sum() > 0:
+            hidden = self.drop(hidden)
+        logits: Tensor = self.linear(hidden)
+        return logits
+
+
+def test_a_layer_called_more_often_than_expected_is_an_error() -> None:
+    ensemble = SubnetworkEnsemble(MoreCallsForLight().eval(), (4,), samples=4, seed=0)
+    assert ensemble.logits(-torch.ones(2, 4)).shape == (4, 2, 3)
+    with pytest.raises(UnsupportedNetworkError, match="'drop' is used more often on these images"):
+        ensemble.logits(torch.ones(2, 4))
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(F.dropout(images.flatten(1), 0.5, self.training))
+        return logits
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(28, 2, dropout=0.1, batch_first=True)
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(28, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        mixed, _ = self.attention(images, images, images)
+        logits: Tensor = self.linear(self.drop(mixed.mean(1)))
+        return logits
+
+
+class Recurrent(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(28, 8, num_layers=2, dropout=dropout, batch_first=True)
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.drop(self.cells(images)[0][:, -1]))
+        return logits
+
+
+class Hidden(nn.Module):
+    """Keeps a dropout layer where torch doesn't see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.unseen = nn.Linear(784, 10), [nn.Dropout(0.5)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.unseen[0](images.flatten(1)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("other", "place"),
+    [
+        (Functional(), r"Functional\.forward draws"),
+        (nn.Sequential(nn.Dropout(0.2), Functional()), r"module '1' \(Functional\) draws"),
+        (Attention(), r"module 'attention' \(MultiheadAttention\) draws"),
+        (Recurrent(0.3), r"module 'cells' \(LSTM\) draws"),
+        (Hidden(), r"Hidden\.forward draws"),
+        (nn.Sequential(nn.Flatten(), nn.RReLU(), nn.Linear(784, 10)), r"module '1' \(RReLU\) draws"),
+    ],
+    ids=["functional", "functional inside", "attention", "recurrent", "unregistered", "RReLU"],
+)
+def test_other_randomness_is_refused_by_its_place(other: nn.Module, place: str, global_state: Tensor) -> None:
+    with pytest.raises(UnsupportedNetworkError, match=place):
+        SubnetworkEnsemble(other.eval(), (28, 28), samples=4, seed=0)
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_layers_with_inner_dropout_at_rate_0_are_fine() -> None:
+    ensemble = SubnetworkEnsemble(Recurrent(0.0).eval(), (28, 28), samples=4, seed=0)
+    assert ensemble.logits(torch.ones(2, 28, 28)).shape == (4, 2, 10)
+
+
+def test_a_transformer_encoder() -> None:
+    """Dropout layers inside a module of torch's own, which tracing takes whole."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
+    layer.self_attn.dropout = 0.0
+    network = nn.Sequential(nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(24, 3)).eval()
+    ensemble = SubnetworkEnsemble(network, (3, 4), samples=5, seed=0)
+    assert list(ensemble.bank.layers) == ["1.dropout1", "1.dropout", "1.dropout2"]
+    inputs = torch.randn(2, 3, 4)
+    found = ensemble.logits(inputs)
+    bank = ensemble.bank
+    with torch.inference_mode():
+        for row in range(5):
+            values = network[0](inputs)
+            attended = layer.self_attn(values, values, values, need_weights=False)[0]
+            values = layer.norm1(values + dropped(bank, "1.dropout1", row, attended))
+            inner = dropped(bank, "1.dropout", row, torch.relu(layer.linear1(values)))
+            values = layer.norm2(values + dropped(bank, "1.dropout2", row, layer.linear2(inner)))
+            torch.testing.assert_close(found[row], network[3](values.flatten(1)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.Flatten(0), nn.Dropout(0.5)], r"'1' \(Dropout\) gets a tensor of shape \[2352\]"),
+        ([nn.Flatten(), nn.Dropout1d(0.5), nn.Linear(784, 10)], r"'1' \(Dropout1d\) gets two axes"),
+        ([nn.Flatten(), nn.Dropout(1.0), nn.Linear(784, 10)], r"'1' has rate 1\.0"),
+        (
+            [nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 4), nn.BatchNorm1d(4, track_running_stats=False)],
+            r"'3' \(BatchNorm1d\) takes its statistics from the batch",
+        ),
+    ],
+    ids=["batch mixed", "Dropout1d of features", "rate 1", "norm by the batch"],
+)
+def test_dropout_that_makes_no_sense_is_refused(layers: list[nn.Module], message: str) -> None:
+    with pytest.raises(UnsupportedNetworkError, match=message):
+        SubnetworkEnsemble(nn.Sequential(*layers).eval(), (28, 28), samples=4, seed=0)
+
+
+def test_in_place_layers_leave_the_images_alone() -> None:
+    network = nn.Sequential(
+        nn.Dropout2d(0.3), nn.LeakyReLU(inplace=True), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2)
+    )
+    inputs = torch.randn(6, 2, 4, 4)
+    before = inputs.clone()
+    for samples in (1, 5):
+        SubnetworkEnsemble(network.eval(), (2, 4, 4), samples=samples, seed=0).logits(inputs)
+        assert torch.equal(inputs, before)
+
+
+def test_the_rate_can_be_another_at_test_time(network: nn.Module) -> None:
+    ensemble = SubnetworkEnsemble(network, (28, 28), samples=20, seed=0, rate=0.1)
+    assert {layer.rate for layer in ensemble.bank.layers.values()} == {0.1}
+    again = networks.build("YourDropoutModel", {"dropout": [0.1, 0.1, 0.1]}, seed=1).eval()
+    again.load_state_dict(network.state_dict())
+    inputs = torch.randn(6, 28, 28)
+    expected = SubnetworkEnsemble(again, (28, 28), samples=20, seed=0).logits(inputs)
+    torch.testing.assert_close(ensemble.logits(inputs), expected)
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 1"):
+        SubnetworkEnsemble(network, (28, 28), samples=20, seed=0, rate=1)
+
+
+def test_the_last_layer_alone(network: nn.Module) -> None:
+    ensemble = SubnetworkEnsemble(network, (28, 28), samples=8, seed=0, last_layer_only=True)
+    layers = network.get_submodule("layers")
+    assert isinstance(layers, nn.Sequential)
+    (site,) = ensemble.bank.layers
+    assert site == f"layers.{max(places(layers))}"
+    for batch in (2, 9):
+        inputs = torch.randn(batch, 28, 28)
+        with torch.inference_mode():
+            expected = masked_forward(layers, ensemble.bank, {int(site.split(".")[1]): site}, inputs)
+        torch.testing.assert_close(ensemble.logits(inputs), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_same(network: nn.Module) -> None:
+    on_gpu = copy.deepcopy(network).cuda()
+    for batch in (2, 200):
+        inputs = torch.randn(batch, 28, 28)
+        found, expected = (
+            SubnetworkEnsemble(one, (28, 28), samples=64, seed=0).logits(images).cpu()
+            for one, images in ((on_gpu, inputs.cuda()), (network, inputs))
+        )
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

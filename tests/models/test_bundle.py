@@ -31,6 +31,7 @@ def calibration_for(loaded: bundle.Bundle, temperature: float = 0.7) -> Calibrat
         images=5000,
         samples=64,
         seed=0,
+        design="orthogonal",
         strategies={"mc_dropout": TemperatureRecord(temperature=temperature, nll_before=0.5, nll_after=0.4)},
         versions={},
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.noise import Dropout
+from models.noise import Dropout, GaussianDropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
@@ -61,3 +61,33 @@ def test_the_generator_decides() -> None:
         return outputs
 
     assert torch.equal(draw(), draw())
+
+
+class TestGaussianDropout:
+    def test_mean_and_variance_are_those_of_dropout(self) -> None:
+        torch.manual_seed(0)
+        layer = GaussianDropout(0.2).train()
+        found = layer(torch.full((1_000_000,), 2.0)).double()
+        assert float(found.mean()) == pytest.approx(2, abs=0.005)
+        assert float(found.var()) == pytest.approx(4 * 0.2 / 0.8, rel=0.01)
+
+    def test_it_is_the_identity_in_eval_mode_and_at_rate_0(self) -> None:
+        inputs = torch.randn(9)
+        assert torch.equal(GaussianDropout(0.5).eval()(inputs), inputs)
+        assert torch.equal(GaussianDropout(0.0).train()(inputs), inputs)
+
+    def test_gradients_flow_through_the_noise(self) -> None:
+        torch.manual_seed(0)
+        inputs = torch.ones(5, requires_grad=True)
+        outputs = GaussianDropout(0.5).train()(inputs)
+        outputs.sum().backward()  # type: ignore[no-untyped-call]
+        assert inputs.grad is not None
+        torch.testing.assert_close(inputs.grad, outputs.detach())
+
+    @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+    def test_an_impossible_rate_is_refused(self, rate: float) -> None:
+        with pytest.raises(ValueError, match="must lie in"):
+            GaussianDropout(rate)
+
+    def test_it_shows_its_rate(self) -> None:
+        assert repr(GaussianDropout(0.3)) == "GaussianDropout(p=0.3)"

@@ -16,7 +16,9 @@ def test_it_reaches_the_cards_accuracy(shipped: bundle.Bundle, fashion: FashionM
 
 def test_it_is_calibrated_for_every_strategy(shipped: bundle.Bundle) -> None:
     assert shipped.calibration is not None
-    assert set(shipped.calibration.strategies) == {"weight_scaling", "mc_dropout", "geometric_mean"}
+    assert set(shipped.calibration.strategies) == {
+        "weight_scaling", "mc_dropout", "geometric_mean", "last_layer", "moment_propagation",
+    }  # fmt: skip
     for record in shipped.calibration.strategies.values():
         assert record.nll_after <= record.nll_before
 

@@ -24,7 +24,7 @@ from tests.service.asking import IMAGE, JSON, png, predict, refusal, with_instan
 from tests.serving import serving
 from training.data import FashionMNISTSplits
 
-STRATEGIES = ["mc_dropout", "weight_scaling", "geometric_mean"]
+STRATEGIES = ["mc_dropout", "weight_scaling", "geometric_mean", "last_layer", "moment_propagation"]
 
 
 def test_real_test_images_are_recognised(
@@ -57,17 +57,21 @@ def test_answers_are_those_of_the_library(
     answer = predict(server, pixels, strategy=strategy, samples=samples)
     built = strategies.build(strategy, shipped.network, (28, 28), samples=samples)
     expected = built(shipped.prepare(pixels), shipped.temperature(strategy))
-    assert answer["samples"] == (1 if strategy == "weight_scaling" else samples)
+    assert answer["samples"] == (1 if strategy in ("weight_scaling", "moment_propagation") else samples)
     assert answer["temperature"] == pytest.approx(shipped.temperature(strategy), abs=1e-6)
     for index, prediction in enumerate(answer["predictions"]):
         assert list(prediction["probabilities"].values()) == pytest.approx(expected.mean[index].tolist(), abs=2e-6)
         assert prediction["uncertainty"]["total"] == pytest.approx(float(expected.predictive_entropy[index]), abs=1e-5)
-        if strategy == "mc_dropout":
+        if strategy in ("mc_dropout", "last_layer", "moment_propagation"):
             assert prediction["uncertainty"]["epistemic"] == pytest.approx(
                 float(expected.mutual_information[index]), abs=1e-5
             )
         else:
             assert prediction["uncertainty"]["epistemic"] is None
+        if strategy in ("mc_dropout", "last_layer"):
+            error = float(expected.standard_error[index, expected.mean[index].argmax()])
+            assert prediction["standard_error"] == pytest.approx(error, abs=1e-5)
+        else:
             assert prediction["standard_error"] is None
 
 
@@ -179,7 +183,7 @@ class TestWithoutDropout:
     """A bundle without dropout, uncalibrated, from a folder."""
 
     def test_sampling_is_refused_rather_than_certain(self, plain_server: httpx.Client) -> None:
-        for strategy in ("mc_dropout", "geometric_mean"):
+        for strategy in ("mc_dropout", "geometric_mean", "last_layer", "moment_propagation"):
             body = with_instances(IMAGE, strategy=strategy)
             error = refusal(plain_server.post("/predict", content=body, headers=JSON), 400)
             assert error["field"] == "strategy"
@@ -201,14 +205,16 @@ def test_the_sub_networks_are_those_of_the_calibration(tmp_path: Path, fashion: 
     """A bundle calibrated with another seed and number of sub-networks answers with those."""
     write_bundle(tmp_path / "mine")
     mine = bundle.load(tmp_path / "mine")
-    mine = bundle.save_calibration(mine, calibrate(mine, fashion.calibration[slice(0, 500)], samples=24, seed=7))
+    mine = bundle.save_calibration(
+        mine, calibrate(mine, fashion.calibration[slice(0, 500)], samples=24, seed=7, design="antithetic")
+    )
     pixels = fashion.test.pixels[:3]
     with serving(tmp_path / "log", str(tmp_path / "mine")) as client:
         answer = predict(client, pixels)
         document = client.get("/docs.json").json()
     assert answer["samples"] == 24
     assert document["components"]["schemas"]["PredictRequest"]["properties"]["samples"]["default"] == 24
-    strategy = strategies.build("mc_dropout", mine.network, (28, 28), samples=24, seed=7)
+    strategy = strategies.build("mc_dropout", mine.network, (28, 28), samples=24, seed=7, design="antithetic")
     expected = strategy(mine.prepare(pixels), mine.temperature("mc_dropout")).mean
     for prediction, row in zip(answer["predictions"], expected.tolist(), strict=True):
         assert list(prediction["probabilities"].values()) == pytest.approx(row, abs=2e-6)
