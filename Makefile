@@ -38,8 +38,13 @@ report: setup data ## write the calibration report: BUNDLE=mlp, REPORT=reports/m
 data: setup ## find or fetch Fashion-MNIST, and verify it
 	$(BIN)/python -m training data
 
-bench: setup data ## measure speed, into benchmarks/results
+.venv/.peers: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[peers]'
+	@touch $@
+
+bench: setup data .venv/.peers ## measure speed and error, beside other libraries, into benchmarks/results
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.variance
 	$(BIN)/python -m benchmarks.sampling
 
 lint: setup ## check style and types

@@ -222,6 +222,17 @@ class PredictiveSummary:
     variation_ratio: Tensor
     standard_error: Tensor
 
+    def empty(self, images: int) -> PredictiveSummary:
+        """A summary of as many images, of this one's kind, to be filled."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return PredictiveSummary(*(value.new_empty(images, *value.shape[1:]) for value in values))
+
+    def fill(self, start: int, part: PredictiveSummary) -> None:
+        """Set the images from ``start`` on to those of ``part``."""
+        for field in fields(self):
+            values = getattr(part, field.name)
+            getattr(self, field.name)[start : start + len(values)] = values
+
     @classmethod
     def cat(cls, parts: Sequence[PredictiveSummary]) -> PredictiveSummary:
         """The images of all ``parts``, in order."""

@@ -76,11 +76,17 @@ class Strategy:
 
         ``on_images`` is told the number of images of each step done.
         """
-        parts = []
-        for chunk in torch.split(inputs, max(1, MEMBERS_AT_ONCE // self.members)):
-            parts.append(self(chunk, temperature).summary())
+        size = max(1, MEMBERS_AT_ONCE // self.members)
+        first = self(inputs[:size], temperature).summary()
+        on_images(len(inputs[:size]))
+        # Filled step by step: small results kept between large ones that are freed would hold the heap in pieces.
+        whole = first.empty(len(inputs))
+        whole.fill(0, first)
+        for start in range(size, len(inputs), size):
+            chunk = inputs[start : start + size]
+            whole.fill(start, self(chunk, temperature).summary())
             on_images(len(chunk))
-        return PredictiveSummary.cat(parts)
+        return whole
 
 
 def build(

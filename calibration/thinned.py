@@ -263,11 +263,9 @@ class _FirstLayer:
         return self._bias.expand(-1, columns.shape[1])
 
     def __call__(self, columns: Tensor, shared: Tensor, rows: slice) -> Tensor:
-        values = torch.baddbmm(
-            _gather(shared, self._units[rows]),
-            self._weight[rows],
-            _gather(columns, self._inputs[rows]),
-            alpha=-1 if self._subtract else 1,
+        # In place: the product out of place would begin by copying what was gathered.
+        values = _gather(shared, self._units[rows]).baddbmm_(
+            self._weight[rows], _gather(columns, self._inputs[rows]), alpha=-1 if self._subtract else 1
         )
         return _activate(values, self._activations)
 

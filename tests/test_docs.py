@@ -1,0 +1,108 @@
+"""What docs/engine.md and README say of the engine is what the benchmarks have written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibration.masks import DESIGNS
+from tests.command_line import ROOT
+
+ENGINE = (ROOT / "docs" / "engine.md").read_text()
+README = (ROOT / "README.md").read_text()
+MLP, CNN = "784-120-60-10", "small CNN"
+
+
+def results(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return content
+
+
+def speed_row(network: str, batch: int, threads: int) -> str:
+    """Images, one pass, fastest other, engine, ratio, ratio at equal error, MiB of each of the two."""
+    content = results("sampling")
+    fewer = content["samples_of_equal_error"]
+    rows = {
+        (row["engine"], row["samples"]): row
+        for row in content["rows"]
+        if (row["network"], row["batch"], row["threads"]) == (network, batch, threads)
+    }
+    others = [row for (name, _), row in rows.items() if name not in ("engine", "deterministic")]
+    fastest = min(others, key=lambda row: float(row["milliseconds"]))
+    engine, less = rows["engine", 64], rows["engine", fewer]
+    ratio, at_equal_error = (fastest["milliseconds"] / row["milliseconds"] for row in (engine, less))
+    return (
+        f"| {batch:,} | {rows['deterministic', 64]['milliseconds']:.2f} | {fastest['milliseconds']:.2f} | "
+        f"{engine['milliseconds']:.2f} | {ratio:.1f} | {at_equal_error:.1f} | "
+        f"{fastest['peak_mib']:.0f} | {engine['peak_mib']:.0f} |"
+    )
+
+
+CASES = [*((MLP, batch) for batch in (1, 8, 32, 128, 1024)), *((CNN, batch) for batch in (1, 8, 32, 128))]
+
+
+@pytest.mark.parametrize(("network", "batch"), CASES)
+def test_speed(network: str, batch: int) -> None:
+    assert speed_row(network, batch, 2) in README
+    assert speed_row(network, batch, 1) in ENGINE
+
+
+def test_the_fraction_of_the_machines_peak() -> None:
+    for row in results("sampling")["gemm"]:
+        if row["batch"] == 1024:
+            assert (
+                f"| {row['threads']} | {row['gemm_gigaflops']:.0f} | {row['engine_gigaflops']:.0f} | "
+                f"{100 * row['fraction']:.0f} % | {100 * row['fraction_with_padding']:.0f} % |"
+            ) in ENGINE
+
+
+@pytest.mark.parametrize("one_block", [False, True])
+@pytest.mark.parametrize("design", [design for design in DESIGNS if design != "independent"])
+def test_gains_of_designs(design: str, *, one_block: bool) -> None:
+    rows = results("variance")["rows"]
+    plain = {row["samples"]: row["squared_error"] for row in rows if row["design"] == "independent"}
+    gains = {
+        row["samples"]: plain[row["samples"]] / row["squared_error"]
+        for row in rows
+        if row["design"] == design and row["one_block"] == one_block
+    }
+    if gains:
+        cells = " | ".join(f"{gains[samples]:.2f}" for samples in (16, 32, 64, 128, 256, 1024))
+        assert f"| `{design}`{', one block' if one_block else ''} | {cells} |" in ENGINE
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_coverage_and_bias(design: str) -> None:
+    found = [row for row in results("variance")["intervals"] if row["design"] == design]
+    for row in found:
+        assert (
+            f"| `{design}`, {row['samples']} | {100 * row['coverage_top_class_of_unsure_images']:.1f} % | "
+            f"{100 * row['coverage_probabilities_between_5_and_95_percent']:.1f} % | {100 * row['coverage_all']:.0f} % | "
+            f"{row['standard_error_to_root_mean_square_error']:.2f} | {row['bias']:+.4f} | {row['bias_jackknife']:+.4f} |"
+        ).replace("-0.", "−0.") in ENGINE
+
+
+def test_what_is_said_of_adaptive_sampling() -> None:
+    found = results("variance")["adaptive"]
+    text = " ".join(ENGINE.split())
+    assert f"{found['mean_samples']:.0f} sub-networks on average" in text
+    assert f"{100 * found['settled']:.1f} % of the images are settled" in text
+    assert f"{100 * found['agreement_of_settled_with_other_1024']:.2f} % of those" in text
+    needed = {
+        design: min(int(count) for count, share in shares.items() if share >= 0.999)
+        for design, shares in found["agreement_by_fixed_samples_with_the_same_1024"].items()
+    }
+    assert f"{needed['independent']} independent or {needed['orthogonal']} orthogonal ones" in text
+    assert min(needed.values()) > 4 * found["mean_samples"]
+
+
+def test_what_is_said_of_moment_propagation() -> None:
+    found = results("variance")["strategies"]
+    text = " ".join(ENGINE.split())
+    assert f"{found['moment_propagation_variance_of_logits']:.4f} with that of 20,000 sub-networks" in text
+    assert f"but {found['moment_propagation_variance_of_probabilities']:.2f} for probabilities" in text
+    assert f"{found['moment_propagation_variance_of_probabilities_ratio']:.1f} times too large" in text
+    assert f"64 sampled sub-networks reach {found['mc_dropout_64_variance_of_probabilities']:.2f}" in text
