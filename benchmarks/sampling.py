@@ -106,6 +106,20 @@ def memory_of_many_images() -> dict[str, float]:
     }
 
 
+def profile(function: Callable[[Tensor], object], images: Tensor, calls: int = 20) -> dict[str, float]:
+    """Share of the time that each operator takes, those of 1 % and more."""
+    function(images)
+    with torch.profiler.profile() as profiler:
+        for _ in range(calls):
+            function(images)
+    times = {
+        event.key: event.self_cpu_time_total for event in profiler.key_averages() if event.key.startswith("aten::")
+    }
+    total = sum(times.values())
+    shares = {name.removeprefix("aten::"): round(value / total, 3) for name, value in times.items()}
+    return dict(sorted(((name, share) for name, share in shares.items() if share >= 0.01), key=lambda item: -item[1]))
+
+
 def gemm_gigaflops(size: int = 2048, rounds: int = 9) -> float:
     """What a large matrix product reaches on this machine, with the threads that are set."""
     left, right = torch.randn(size, size), torch.randn(size, size)
@@ -154,6 +168,7 @@ def main(*, rounds: int) -> None:
     generator = torch.Generator().manual_seed(0)
     rows: list[Row] = []
     peaks: list[Row] = []
+    profiles: list[Row] = []
     with progress_bar("measurements") as progress:
         task = progress.add_task("Measuring", total=len(THREADS) * sum(map(len, BATCHES.values())))
         for label, network in ((MLP, networks.build("RandomDropoutModel", seed=0).eval()), (CNN, small_cnn())):
@@ -179,6 +194,9 @@ def main(*, rounds: int) -> None:
                             "threads": threads, **values,
                         })  # fmt: skip
                     if label == MLP:
+                        profiles.append({
+                            "threads": threads, "batch": batch, "shares": profile(full.logits, images)
+                        })  # fmt: skip
                         needed, done = (
                             1000 * thinned_gigaflops(full.bank, batch, padded=padded) / found["engine"]["milliseconds"]
                             for padded in (False, True)
@@ -189,8 +207,13 @@ def main(*, rounds: int) -> None:
                         })  # fmt: skip
                     progress.advance(task)
     result = {
-        "machine": machine.describe(peers=True), "images_10000_samples_1024": memory, "samples_of_equal_error": fewer, "rows": rows, "gemm": peaks
-    }  # fmt: skip
+        "machine": machine.describe(peers=True),
+        "images_10000_samples_1024": memory,
+        "samples_of_equal_error": fewer,
+        "rows": rows,
+        "gemm": peaks,
+        "profiles": profiles,
+    }
     storage.write_text(RESULTS, json.dumps(result, indent=1) + "\n")
     storage.write_bytes(FIGURE, figures.time_by_batch([row for row in rows if row["samples"] == SAMPLES]))
     for label in BATCHES:

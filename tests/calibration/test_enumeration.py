@@ -44,6 +44,22 @@ def test_sampling_approaches_it(network: nn.Sequential) -> None:
     torch.testing.assert_close(found.mutual_information, exact.mutual_information, atol=0.003, rtol=0)
 
 
+def test_weight_scaling_is_the_geometric_mean_for_one_layer_and_near_it_for_more(network: nn.Sequential) -> None:
+    """Exactly for one softmax layer (Goodfellow et al. 2013); not for a deeper network with rectified units."""
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 4)).double().eval()
+    inputs = torch.randn(5, 8, dtype=torch.float64)
+    exact = enumerate_subnetworks(one, (8,), inputs)
+    torch.testing.assert_close(exact.geometric_mean, build("weight_scaling", one, (8,))(inputs).mean)
+
+    deeper = torch.randn(200, 4, dtype=torch.float64)
+    exact = enumerate_subnetworks(network, (4,), deeper)
+    scaled = build("weight_scaling", network, (4,))(deeper).mean
+    from_geometric, from_arithmetic = (scaled - exact.geometric_mean).abs(), (scaled - exact.mean).abs()
+    assert 1e-3 < from_geometric.max() < 0.2
+    assert from_geometric.mean() < from_arithmetic.mean()
+
+
 def test_a_million_subnetworks_of_several_layers_and_channels() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
