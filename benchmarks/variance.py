@@ -67,9 +67,9 @@ class Study:
             yield PredictiveDistribution.from_logits(ensemble.logits(self.inputs), 1.0, ensemble.bank.replicates)
 
     def error(self, design: MaskDesign, samples: int, replicates: int | None = None) -> float:
-        """Mean squared error of the predictive mean, over images, classes and banks."""
+        """Mean squared error of the predictive mean, over images, classes and banks, less that of the truth itself."""
         errors = [(draw.mean - self.truth.mean).square().mean() for draw in self.draws(design, samples, replicates)]
-        return float(torch.stack(errors).mean())
+        return float(torch.stack(errors).mean() - self.truth.standard_error.square().mean())
 
     def intervals(self, design: MaskDesign, samples: int) -> dict[str, Any]:
         """Coverage of nominal 95 % intervals, and the bias of mutual information."""

@@ -24,6 +24,7 @@ __all__ = [
     "UnsupportedNetworkError",
     "active_layers",
     "dropout_modules",
+    "has_known_forward",
     "layer_of",
     "parameter_like",
     "site_name",
@@ -72,7 +73,8 @@ def survey(network: nn.Module, input_shape: Sequence[int]) -> Survey:
 
     Layers at rate 0, and layers that no forward pass meets, don't count. Raises :class:`UnsupportedNetworkError`,
     with the place, for dropout whose input's first axis is not the batch, and for randomness from elsewhere:
-    functional dropout, that of attention and recurrent layers, stochastic depth.
+    functional dropout, that of attention and recurrent layers, stochastic depth; and for an output
+    other than logits ``[B, C]``.
     """
     probe = structural_copy(network)
     layers: dict[str, LayerMask] = {}
@@ -90,7 +92,12 @@ def survey(network: nn.Module, input_shape: Sequence[int]) -> Survey:
     like = parameter_like(network)
     zeros = torch.zeros(PROBE_IMAGES, *input_shape, device=like.device, dtype=like.dtype)
     with _generators_restored(zeros), torch.inference_mode():
-        probe(zeros)
+        output = probe(zeros)
+    if not (isinstance(output, Tensor) and output.dim() == 2 and len(output) == PROBE_IMAGES):
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UnsupportedNetworkError(
+            f"{type(network).__name__} must return logits [B, C]; for a batch of {PROBE_IMAGES} it gave {found}"
+        )
     for name, module in network.named_modules():
         if layers and isinstance(module, _BatchNorm) and module.running_mean is None:
             raise UnsupportedNetworkError(
@@ -114,11 +121,17 @@ def active_layers(network: nn.Module, input_shape: Sequence[int]) -> Survey:
 
 def dropout_modules(network: nn.Module) -> Iterator[tuple[str, Any, str]]:
     """``(name, layer, alias)`` of the dropout layers; one that is registered in several places comes once for each,
-    with the first as its name."""
+    with the first as its name. A subclass that does something else is none."""
     names: dict[int, str] = {}
     for alias, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, DROPOUT):
+        if isinstance(module, DROPOUT) and has_known_forward(module):
             yield names.setdefault(id(module), alias), module, alias
+
+
+def has_known_forward(module: nn.Module) -> bool:
+    """Whether ``module`` computes what the class of torch's, or of :mod:`models.noise`, that it is or extends does."""
+    known = next(kind for kind in type(module).__mro__ if kind.__module__.startswith(("torch.nn.", "models.noise")))
+    return bool(getattr(type(module), "forward", None) is getattr(known, "forward", None))
 
 
 def structural_copy(network: nn.Module) -> nn.Module:

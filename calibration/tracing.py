@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, fx, nn
 
-from calibration.sites import DROPOUT, layer_of
+from calibration.sites import DROPOUT, has_known_forward, layer_of
 
 __all__ = ["Cut", "cut", "is_path"]
 
@@ -84,7 +84,8 @@ def cut(network: nn.Module, sites: Collection[str]) -> Cut | None:
 
 
 def is_path(cut: Cut) -> bool:
-    """Whether each node after the cut is a layer that is called on the one before alone, up to the output."""
+    """Whether each node after the cut is a layer that is called on the one before alone, up to the output, and does
+    no more than its class says: nothing of its own in a subclass or in hooks."""
     *layers, output = cut.nodes
     return (
         len(cut.entering) == 1
@@ -92,7 +93,12 @@ def is_path(cut: Cut) -> bool:
         and output.args == (layers[-1],)
         and all(node.op == "call_module" and not node.kwargs and len(node.users) == 1 for node in layers)
         and all(node.args == (previous,) for previous, node in pairwise((*cut.entering, *layers)))
+        and all(_is_plain(cut.network.get_submodule(str(node.target))) for node in layers)
     )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return has_known_forward(module) and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 class _Tracer(fx.Tracer):

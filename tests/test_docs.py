@@ -59,6 +59,20 @@ def test_the_fraction_of_the_machines_peak() -> None:
             ) in ENGINE
 
 
+def test_the_profile() -> None:
+    (shares,) = (
+        row["shares"] for row in results("sampling")["profiles"] if (row["threads"], row["batch"]) == (2, 1024)
+    )
+    first, later, shared, gathering, copying = (
+        f"{100 * shares[name]:.0f} %" for name in ("baddbmm_", "baddbmm", "addmm", "index_select", "copy_")
+    )
+    stated = (
+        f"takes {first} of the time, those of the later layers {later}, the shared product {shared}; "
+        f"gathering inputs {gathering}, copies {copying}"
+    )
+    assert stated in " ".join(ENGINE.split())
+
+
 @pytest.mark.parametrize("one_block", [False, True])
 @pytest.mark.parametrize("design", [design for design in DESIGNS if design != "independent"])
 def test_gains_of_designs(design: str, *, one_block: bool) -> None:

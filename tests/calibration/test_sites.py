@@ -148,3 +148,52 @@ def test_layers_with_inner_dropout_at_rate_0_are_fine() -> None:
 def test_dropout_that_makes_no_sense_is_refused(layers: list[nn.Module], message: str) -> None:
     with pytest.raises(UnsupportedNetworkError, match=message):
         SubnetworkEnsemble(nn.Sequential(*layers).eval(), (28, 28), samples=4, seed=0)
+
+
+class Doubling(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return 2 * super().forward(input)
+
+
+class WordDropout(nn.Dropout):
+    """Drops whole examples, whatever its base class does."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return input * (torch.rand(len(input), 1) > self.p) if self.training else input
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_base() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), Doubling(4, 3)).eval()
+    inputs = torch.randn(6, 4)
+    ensemble = SubnetworkEnsemble(network, (4,), samples=8, seed=0)
+    expected = network[1](inputs * ensemble.bank.rows["0"].unsqueeze(1) / 0.5)
+    torch.testing.assert_close(ensemble.logits(inputs), expected)
+    with pytest.raises(UnsupportedNetworkError, match=r"module '0' \(WordDropout\) draws random numbers"):
+        dropout_layers(nn.Sequential(WordDropout(0.5), nn.Linear(4, 3)), (4,))
+
+
+def test_hooks_are_run() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)).eval()
+    network[1].register_forward_hook(lambda module, args, output: -output)
+    inputs = torch.randn(6, 4)
+    ensemble = SubnetworkEnsemble(network, (4,), samples=8, seed=0)
+    expected = network[1](inputs * ensemble.bank.rows["0"].unsqueeze(1) / 0.5)
+    torch.testing.assert_close(ensemble.logits(inputs), expected)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.linear(self.drop(inputs))}
+
+
+@pytest.mark.parametrize(
+    ("network", "found"),
+    [(Named(), "gave dict"), (nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1), nn.Flatten(0)), r"gave \[3\]")],
+)
+def test_another_output_than_logits_is_refused(network: nn.Module, found: str) -> None:
+    with pytest.raises(UnsupportedNetworkError, match=rf"must return logits \[B, C\].*{found}"):
+        dropout_layers(network.eval(), (4,))
