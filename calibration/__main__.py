@@ -33,7 +33,7 @@ def main() -> None:
     "--samples", type=click.IntRange(2, 1024), default=DEFAULT_SAMPLES, show_default=True, help="Sub-networks."
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=DEFAULT_SEED, show_default=True, help="Of the sub-networks."
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=DEFAULT_SEED, show_default=True, help="Of the sub-networks."
 )
 @click.option(
     "--design",

@@ -43,14 +43,15 @@ def predict_adaptively(
     The decision is the top class and, if there is a ``threshold``, whether the calibrated probability of that class is
     above it. It is settled when it differs from every other by more than chance allows: each image's error over all
     looks is at most 1 - ``confidence`` by the union bound, as far as means over 16 sub-networks and more are normal.
-    ``tolerance`` also ends the search for an image whose top class has a standard error below it.
+    They are not where the decision hangs on a few rare sub-networks that disagree; therefore one more than was seen is
+    counted, of the kind that speaks most against the decision. ``tolerance`` also ends the search for an image whose
+    top class has a standard error below it. An image's answer does not depend on the others.
 
-    The error is taken from the spread of single sub-networks. That is too large for designed masks (no Latin hypercube
-    is worse than independent sampling with one row less; Owen 1997), so that a decision is settled late rather than
-    wrongly. Likewise the summary's standard error is an upper bound. An image's answer does not depend on the others.
-
-    Raises ``ValueError`` unless 0 < confidence < 1.
+    The sub-networks must be independent (``design="independent"``): of designed ones the spread says nothing valid
+    about the error of the first few. Raises ``ValueError`` if they are not, or unless 0 < confidence < 1.
     """
+    if ensemble.bank.replicates != ensemble.samples:
+        raise ValueError("the number of sub-networks can be adapted for independent ones alone: design='independent'")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     return _joined([
@@ -87,7 +88,7 @@ def _predict(
         new = ensemble.logits(inputs[waiting], slice(start, size)).softmax(-1)
         members = new if members is None else torch.cat([members, new])
         distribution = PredictiveDistribution(members, temperature)
-        quantile = float(student.ppf(1 - error / 2, max(size - 1, 1)))
+        quantile = float(student.ppf(1 - error / 2, size))
         settled = _is_settled(distribution, quantile, threshold)
         finished = settled | (size == sizes[-1])
         if tolerance is not None:
@@ -107,17 +108,24 @@ def _predict(
 def _is_settled(distribution: PredictiveDistribution, quantile: float, threshold: float | None) -> Tensor:
     """``[B]``: whether the top class leads every other, and is above or below the threshold, by more than chance."""
     members = distribution.members
-    if len(members) == 1 or not members.shape[1]:
-        return torch.zeros(members.shape[1], dtype=torch.bool, device=members.device)
-    top = distribution.pooled.argmax(1)
-    of_top = members.gather(2, top.expand(len(members), -1).unsqueeze(2))
-    lead = of_top - members
-    beyond_chance = lead.mean(0) > quantile * lead.std(0) / len(members) ** 0.5
-    settled: Tensor = beyond_chance.scatter(1, top.unsqueeze(1), True).all(1)
+    if not members.shape[1]:
+        return torch.zeros(0, dtype=torch.bool, device=members.device)
+    top = distribution.pooled.argmax(1, keepdim=True)
+    lead = members.gather(2, top.expand(len(members), -1, -1)) - members
+    settled = _beyond_chance(lead, quantile).scatter(1, top, True).all(1)
     if threshold is not None:
-        distance = (distribution.mean.gather(1, top.unsqueeze(1)).squeeze(1) - threshold).abs()
-        settled &= distance > quantile * _top_error(distribution)
+        distance = distribution.mean.gather(1, top) - threshold
+        influence = distribution.influence.gather(2, top.expand(len(members), -1, -1))
+        settled &= _beyond_chance((distance + influence) * distance.sign(), quantile).squeeze(1)
     return settled
+
+
+def _beyond_chance(values: Tensor, quantile: float) -> Tensor:
+    """Whether the mean of T ``values`` ``[T, ...]`` between -1 and 1, and of one -1, is above 0 by more than chance."""
+    count = len(values) + 1
+    mean = (values.sum(0) - 1) / count
+    variance = ((values.square().sum(0) + 1) / count - mean.square()).clamp_min(0)
+    return mean > quantile * (variance / (count - 1)).sqrt()
 
 
 def _top_error(distribution: PredictiveDistribution) -> Tensor:

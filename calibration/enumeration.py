@@ -68,7 +68,7 @@ def enumerate_subnetworks(network: nn.Module, input_shape: Sequence[int], inputs
     for start in range(0, total, ROWS_AT_ONCE):
         codes = torch.arange(start, min(start + ROWS_AT_ONCE, total))
         bank, weights = _bank(found.layers, codes)
-        logits = MaskedCopies(network, bank, input_shape, found.widest, here).logits(inputs, slice(0, len(codes)))
+        logits = MaskedCopies(network, bank, input_shape, found, here).logits(inputs, slice(0, len(codes)))
         logs = logits.double().log_softmax(-1)
         probabilities = logs.exp()
         weights = weights.to(logs)

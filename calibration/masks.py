@@ -16,7 +16,8 @@ any mean over rows stays unbiased; what differs is how rows depend on each other
                      Plackett & Burman 1946): what pairs contribute is gone too
 
 Rows of a designed bank are not independent, so that their spread says nothing valid about the error of their mean.
-A bank therefore consists of a few ``replicates``, independent of each other, and the design holds within each.
+A bank therefore consists of a few ``replicates``, independent of each other, and the design, with its T, holds within
+each.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import hadamard
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -82,7 +82,8 @@ class MaskBank:
 
     For Bernoulli and alpha dropout rows are boolean, true where a unit is kept; for Gaussian dropout they are standard
     normal. ``replicates`` blocks of equally many rows, one after another, are independent of each other. Within a
-    block, the first 1, 2, 4, 8 ... rows are nearly as well balanced as a block of that size would be.
+    block of a power of two, the first 2, 4, 8 ... rows are balanced as a block of that size would be, in ``orthogonal``
+    as far as there are columns for it.
     """
 
     layers: Mapping[str, LayerMask]
@@ -106,15 +107,15 @@ class MaskBank:
         ``samples``. Orthogonal arrays need a block whose size is a power of two, at least 4; ``orthogonal`` is
         ``latin_hypercube`` for others.
 
-        Raises ``ValueError`` for an unknown design, if ``samples`` is below 1, ``seed`` is negative, or
-        ``replicates`` doesn't divide ``samples``.
+        Raises ``ValueError`` for an unknown design, if ``samples`` is below 1, ``seed`` is negative or not below 2**32,
+        or ``replicates`` doesn't divide ``samples``.
         """
         if design not in DESIGNS:
             raise ValueError(f"unknown design {design!r}; known are {', '.join(DESIGNS)}")
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
+        if not 0 <= seed < 1 << 32:
+            raise ValueError(f"seed must not be negative, and below 2**32, got {seed}")
         if replicates is None:
             replicates = _useful_replicates(design, samples)
         if replicates < 1 or samples % replicates:
@@ -192,7 +193,6 @@ def _orthogonal(replicates: int, block: int, units: int, generator: np.random.Ge
     chance. Random signs make each row uniform over all masks. Rows change places only within the rows 2^k ... 2^(k+1),
     and odd columns come first: those are balanced over the first 2, 4, 8 ... rows too.
     """
-    matrix = hadamard(block, dtype=np.int8) > 0
     columns = sorted(range(1, block), key=lambda column: column & -column)
     edges = [0, *(1 << exponent for exponent in range(block.bit_length()))]
     kept = np.empty((replicates, block, units), dtype=np.bool_)
@@ -202,5 +202,7 @@ def _orthogonal(replicates: int, block: int, units: int, generator: np.random.Ge
             group = order[first : first + len(columns)]
             parts = [start + generator.permutation(stop - start) for start, stop in pairwise(edges)]
             signs = generator.integers(2, size=len(group), dtype=np.int8) > 0
-            replicate[:, group] = matrix[np.concatenate(parts)][:, columns[: len(group)]] ^ signs
+            chosen = np.array(columns[: len(group)])
+            even = np.bitwise_count(np.concatenate(parts)[:, None] & chosen) % 2 == 0
+            replicate[:, group] = even ^ signs
     return kept.reshape(-1, units)

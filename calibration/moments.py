@@ -80,7 +80,7 @@ def propagate_moments(
     flat = len(next(iter(layers.values())).shape) == 1
     for name, module in path:
         flat = flat or isinstance(module, nn.Flatten)
-        if not isinstance(module, SUPPORTED) or (isinstance(module, nn.Linear) and not flat):
+        if not isinstance(module, SUPPORTED) or (isinstance(module, nn.Linear) and not flat) or _is_special(module):
             raise UnsupportedNetworkError(f"moments can't be carried through {name!r} ({type(module).__name__})")
     if not any(isinstance(module, nn.Linear) for _, module in path):
         raise UnsupportedNetworkError("moments need a linear layer after the first dropout layer")
@@ -99,6 +99,15 @@ def propagate_moments(
         return LogitMoments(torch.cat(means), torch.cat(covariances))
 
     return carry
+
+
+def _is_special(module: nn.Module) -> bool:
+    """Whether ``module`` has an option that the rules below don't know."""
+    if isinstance(module, nn.Flatten):
+        return (module.start_dim, module.end_dim) != (1, -1)
+    if isinstance(module, nn.Conv2d):
+        return module.padding_mode != "zeros"
+    return isinstance(module, nn.AvgPool2d) and (not module.count_include_pad or module.divisor_override is not None)
 
 
 @dataclass(frozen=True)

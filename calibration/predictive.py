@@ -155,6 +155,12 @@ class PredictiveDistribution:
         return 1 - votes.amax(-1) / self.samples
 
     @property
+    def influence(self) -> Tensor:
+        """What each member adds to the error of :attr:`mean`, to first order ``[T, B, C]``; of mean 0 over members."""
+        joint = self._joint
+        return (joint - joint.sum(-1, keepdim=True) * self.mean) / self.temperature
+
+    @property
     def standard_error(self) -> Tensor:
         """Monte Carlo standard error of :attr:`mean` ``[B, C]``: the standard deviation of its distance from the
         prediction of infinitely many members. From the spread of the replicates' means; NaN for one replicate.
@@ -163,17 +169,17 @@ class PredictiveDistribution:
         """
         if self._independent == 1 or not len(self.mean):
             return torch.full_like(self.mean, math.nan)
-        joint = self._joint
-        influence = (joint - joint.sum(-1, keepdim=True) * self.mean) / self.temperature
-        blocks = influence.unflatten(0, (self._independent, -1)).mean(1)
+        blocks = self.influence.unflatten(0, (self._independent, -1)).mean(1)
         error: Tensor = blocks.std(0) / math.sqrt(self._independent)
         return error
 
     def confidence_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Where the prediction of infinitely many members lies with confidence ``level``: lower and upper ``[B, C]``.
 
-        :attr:`standard_error` times Student's quantile for replicates - 1 degrees of freedom, cut to [0, 1].
+        :attr:`standard_error` times Student's quantile for replicates - 1 degrees of freedom, cut to [0, 1]. Raises
+        ``ValueError`` unless 0 < level < 1.
         """
+        _check_level(level)
         reach = self.standard_error * float(student.ppf((1 + level) / 2, max(self._independent - 1, 1)))
         return (self.mean - reach).clamp(0, 1), (self.mean + reach).clamp(0, 1)
 
@@ -181,8 +187,10 @@ class PredictiveDistribution:
         """The central range of the members' calibrated probabilities of each class: lower and upper ``[B, C]``.
 
         It says how far sub-networks differ, and doesn't shrink with T. Calibration weighs members: their probabilities
-        are conditional on the member in the calibrated joint distribution, and count with its marginal.
+        are conditional on the member in the calibrated joint distribution, and count with its marginal. Raises
+        ``ValueError`` unless 0 < level < 1.
         """
+        _check_level(level)
         weights = self._joint.sum(-1, keepdim=True)
         ordered, order = (self._joint / weights).sort(0)
         shares = (weights / self.samples).expand_as(ordered).gather(0, order).cumsum(0)
@@ -237,6 +245,11 @@ class PredictiveSummary:
     def cat(cls, parts: Sequence[PredictiveSummary]) -> PredictiveSummary:
         """The images of all ``parts``, in order."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
 
 
 def _positive(probabilities: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Strategy:
 
         ``on_images`` is told the number of images of each step done.
         """
-        size = max(1, MEMBERS_AT_ONCE // self.members)
+        size = max(1, MEMBERS_AT_ONCE // max(self.members, self.samples))
         first = self(inputs[:size], temperature).summary()
         on_images(len(inputs[:size]))
         # Filled step by step: small results kept between large ones that are freed would hold the heap in pieces.

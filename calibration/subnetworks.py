@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from calibration.copies import MaskedCopies
 from calibration.masks import DEFAULT_DESIGN, LayerMask, MaskBank
 from calibration.sites import (
+    PROBE_IMAGES,
     NoActiveDropoutError,
+    Survey,
     UnsupportedNetworkError,
     active_layers,
     layer_of,
+    probe_images,
     structural_copy,
     survey,
 )
@@ -84,7 +87,7 @@ class SubnetworkEnsemble:
             last = layer_of(list(layers)[-1])
             layers = {site: layer for site, layer in layers.items() if layer_of(site) == last}
         self.bank = MaskBank.draw(layers, samples, seed, design, replicates)
-        self._few, self._many, self._are_few = _executors(network, input_shape, self.bank, found.widest)
+        self._few, self._many, self._are_few = _executors(network, input_shape, self.bank, found)
 
     @property
     def samples(self) -> int:
@@ -113,13 +116,39 @@ class SubnetworkEnsemble:
 
 
 def _executors(
-    network: nn.Module, input_shape: Sequence[int], bank: MaskBank, widest: int
+    network: nn.Module, input_shape: Sequence[int], bank: MaskBank, found: Survey
 ) -> tuple[Executor, Executor, int]:
-    """The fastest ways to run ``network`` on few images and on many, and up to how many are few."""
+    """The fastest ways to run ``network`` on few images and on many, and up to how many are few.
+
+    Each is first held against the plainest, which reads nothing into the network's structure.
+    """
+    first = slice(0, min(2, bank.samples))
+    sample = MaskBank(bank.layers, {name: rows[first] for name, rows in bank.rows.items()}, first.stop, 1)
+    images = probe_images(network, input_shape, PROBE_IMAGES[1])
+    expected = MaskedCopies(network, sample, input_shape, found, None).logits(images, first)
+    tolerance = 100 * torch.finfo(expected.dtype).eps ** 0.75 * max(1.0, float(expected.abs().max()))
+
+    def agrees(executor: Executor) -> bool:
+        return torch.allclose(executor.logits(images, first), expected, rtol=0, atol=tolerance)
+
+    for few, many, limit in _candidates(network, input_shape, bank, found):
+        if agrees(few) and agrees(many):
+            return few, many, limit
+    plain = MaskedCopies(network, bank, input_shape, found, None)
+    return plain, plain, 0
+
+
+def _candidates(
+    network: nn.Module, input_shape: Sequence[int], bank: MaskBank, found: Survey
+) -> Iterator[tuple[Executor, Executor, int]]:
+    """What may run ``network``, the fastest first."""
     here = cut(structural_copy(network), bank.layers)
-    if here is not None and (chain := find_chain(here, bank.layers)) is not None:
-        return DenseChain(chain, bank), ThinnedChain(chain, bank), FEW_FOR_CHAIN
-    copies = MaskedCopies(network, bank, input_shape, widest, here)
-    if here is not None and (convolutions := find_convolutions(here, bank.layers)) is not None:
-        return copies, ThinnedConvolutions(convolutions, bank), FEW_FOR_CONVOLUTIONS
-    return copies, copies, 0
+    if here is None:
+        return
+    if (chain := find_chain(here, bank.layers)) is not None:
+        yield DenseChain(chain, bank), ThinnedChain(chain, bank), FEW_FOR_CHAIN
+        return
+    copies = MaskedCopies(network, bank, input_shape, found, here)
+    if (convolutions := find_convolutions(here, bank.layers)) is not None:
+        yield copies, ThinnedConvolutions(convolutions, bank), FEW_FOR_CONVOLUTIONS
+    yield copies, copies, 0

@@ -11,10 +11,9 @@ so that where less is dropped than kept, one dense product is shared by all, and
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,15 +101,19 @@ def can_fold(module: nn.Module) -> bool:
 
 
 def folded(layer: Layer, norm: nn.Module) -> Layer:
-    """A copy of ``layer`` with the batch norm after it as part of its weights."""
+    """A plain layer that does what ``layer`` and the batch norm after it do."""
     assert isinstance(norm, NORMS)  # noqa: S101
     assert norm.running_mean is not None  # noqa: S101
     assert norm.running_var is not None  # noqa: S101
-    result = copy.deepcopy(layer)
+    kind = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, kind))
+    result = kind.__new__(kind)
+    nn.Module.__init__(result)
+    # Its options and no more: a weight that is computed by a parametrization is taken as it is now.
+    vars(result).update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
     result.weight, result.bias = fuse_conv_bn_weights(
         layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    return result
+    return cast("Layer", result)
 
 
 class DenseChain:

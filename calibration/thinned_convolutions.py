@@ -28,10 +28,12 @@ PACKED_BYTES = 256 << 20
 CONVOLUTIONS: Mapping[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d
 }  # fmt: skip
-POOLS = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-)  # fmt: skip
+BY_AXES: Mapping[int, tuple[type[nn.Module], ...]] = {
+    1: (nn.Conv1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    2: (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    3: (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+}
+"""Convolutions and pooling of images with so many axes; of others, they take channels for pixels."""
 COMMUTING = (nn.ReLU, nn.LeakyReLU)
 """What takes a value times a factor of 0 or more to its result times that factor; as pooling does."""
 
@@ -74,7 +76,7 @@ def find_convolutions(cut: Cut, layers: Mapping[str, LayerMask]) -> Convolutions
     if not (is_path(cut) and masks_fit):
         return None
     modules = dict(cut.network.named_modules())
-    reading = _Reading(layers, flat=len(next(iter(layers.values())).shape) == 1)
+    reading = _Reading(layers, axes=len(next(iter(layers.values())).shape) - 1)
     if not all(reading.take(str(node.target), modules[str(node.target)]) for node in cut.nodes[:-1]):
         return None
     if reading.waiting or reading.met != list(layers):
@@ -85,11 +87,12 @@ def find_convolutions(cut: Cut, layers: Mapping[str, LayerMask]) -> Convolutions
 class _Reading:
     """Takes the modules of a path one by one, and says whether each fits."""
 
-    def __init__(self, layers: Mapping[str, LayerMask], *, flat: bool) -> None:
+    def __init__(self, layers: Mapping[str, LayerMask], *, axes: int) -> None:
         self.stages: list[Stage] = []
         self.waiting: str | None = None
         self.met: list[str] = []
-        self._layers, self._flat = layers, flat
+        self._layers, self._flat = layers, axes == 0
+        self._of_axes = BY_AXES.get(axes, ())
         self._between: list[nn.Module] = []
 
     def take(self, name: str, layer: nn.Module) -> bool:
@@ -98,14 +101,15 @@ class _Reading:
             self.waiting = name
             self.met.append(name)
             return free
-        if _is_plain(layer) and isinstance(layer, nn.Linear) == self._flat:
+        fits = nn.Linear if self._flat else self._of_axes[:1]
+        if _is_plain(layer) and isinstance(layer, fits):
             self.stages.append(Stage(self.waiting, tuple(self._between), layer))
             self.waiting, self._between = None, []
             return True
         if isinstance(layer, IDLE):
             return True
         flattens = isinstance(layer, nn.Flatten) and layer.start_dim == 1 and layer.end_dim == -1
-        pools = isinstance(layer, POOLS) and not self._flat and not getattr(layer, "return_indices", False)
+        pools = not self._flat and isinstance(layer, self._of_axes[1:]) and not getattr(layer, "return_indices", False)
         self._flat = self._flat or flattens
         if self.waiting:
             self._between.append(layer)

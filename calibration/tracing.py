@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from calibration.sites import DROPOUT, has_known_forward, layer_of
 
 __all__ = ["Cut", "cut", "is_path"]
+
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,18 @@ def cut(network: nn.Module, sites: Collection[str]) -> Cut | None:
     """``network``, in eval mode, cut where it first calls a layer that one of the dropout ``sites`` is a call of.
 
     ``None`` if it can't be traced, because what it computes depends on its input's values, say, or takes more than one
-    input.
+    input; or if the graph would not tell all: hooks of the network's own, values that are changed in place.
     """
+    parts = [*network.modules()]
+    if network._forward_hooks or network._forward_pre_hooks or any("forward" in vars(part) for part in parts):
+        return None  # Tracing would pass over them.
     try:
         graph = _Tracer().trace(network)
     except Exception:  # Tracing runs the network's own code on stand-ins, which may fail in any way.
         return None
     nodes = list(graph.nodes)
+    if not all(_is_safe(node, network) for node in nodes):
+        return None
     layers = {layer_of(site) for site in sites}
     first = next((index for index, node in enumerate(nodes) if _holds(node, layers)), None)
     if first is None or sum(node.op == "placeholder" for node in nodes) != 1:
@@ -101,8 +111,41 @@ def _is_plain(module: nn.Module) -> bool:
     return has_known_forward(module) and not (module._forward_hooks or module._forward_pre_hooks)
 
 
+def _is_safe(node: fx.Node, network: nn.Module) -> bool:
+    """Whether what ``node`` does is all in its result: nothing is changed in place that others look at."""
+    if node.op in ("placeholder", "output", "get_attr"):
+        return True
+    name = getattr(node.target, "__name__", str(node.target))
+    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    flags = node.kwargs.get("inplace", False) is not False or getattr(module, "inplace", False)
+    by_name = node.op != "call_module" and ((name.endswith("_") and not name.endswith("__")) or name in IN_PLACE)
+    if not (flags or by_name) or isinstance(module, DROPOUT):
+        return True
+    changed = node.args[0] if node.args and node.users else None
+    return isinstance(changed, fx.Node) and len(changed.users) == 1 and changed.op not in ("placeholder", "get_attr")
+
+
 class _Tracer(fx.Tracer):
-    """Takes dropout layers whole, also the project's own, whose code depends on values."""
+    """Takes dropout layers whole, also the project's own, whose code depends on values.
+
+    Tracing changes ``nn.Module`` for the whole process while it lasts: other threads' calls must pass through as they
+    are, and only one thread may trace at a time.
+    """
+
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        with _ONE_AT_A_TIME:
+            self._thread = threading.get_ident()
+            return super().trace(*args, **kwargs)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        ours = threading.get_ident() == self._thread
+        return super().call_module(m, forward, args, kwargs) if ours else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        ours = threading.get_ident() == self._thread
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if ours else attr_val
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, DROPOUT) or bool(super().is_leaf_module(m, module_qualified_name))

@@ -42,7 +42,7 @@ class GaussianDropout(nn.Module):
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"a dropout rate must lie in [0, 1), got {p}")
-        self.p = p
+        self.p, self.inplace = p, False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
         if not self.training or self.p == 0:

@@ -34,11 +34,16 @@ def speed_row(network: str, batch: int, threads: int) -> str:
     fastest = min(others, key=lambda row: float(row["milliseconds"]))
     engine, less = rows["engine", 64], rows["engine", fewer]
     ratio, at_equal_error = (fastest["milliseconds"] / row["milliseconds"] for row in (engine, less))
-    return (
-        f"| {batch:,} | {rows['deterministic', 64]['milliseconds']:.2f} | {fastest['milliseconds']:.2f} | "
-        f"{engine['milliseconds']:.2f} | {ratio:.1f} | {at_equal_error:.1f} | "
-        f"{fastest['peak_mib']:.0f} | {engine['peak_mib']:.0f} |"
-    )
+    cells = [
+        f"{batch:,}",
+        *(f"{row['milliseconds']:.2f}" for row in (rows["deterministic", 64], fastest, engine)),
+        f"{ratio:.1f}",
+        # The number of designed masks that are as good as 64 independent ones was measured on the MLP.
+        *([f"{at_equal_error:.1f}"] if network == MLP else []),
+        f"{fastest['peak_mib']:.0f}",
+        f"{engine['peak_mib']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 CASES = [*((MLP, batch) for batch in (1, 8, 32, 128, 1024)), *((CNN, batch) for batch in (1, 8, 32, 128))]

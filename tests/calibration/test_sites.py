@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from calibration.sites import NoActiveDropoutError, UnsupportedNetworkError
 from calibration.subnetworks import SubnetworkEnsemble, dropout_layers
@@ -136,14 +140,15 @@ def test_layers_with_inner_dropout_at_rate_0_are_fine() -> None:
     ("layers", "message"),
     [
         ([nn.Flatten(0), nn.Dropout(0.5)], r"'1' \(Dropout\) gets a tensor of shape \[2352\]"),
-        ([nn.Flatten(), nn.Dropout1d(0.5), nn.Linear(784, 10)], r"'1' \(Dropout1d\) gets two axes"),
+        ([nn.Flatten(), nn.Dropout1d(0.5), nn.Linear(784, 10)], r"'1' \(Dropout1d\) gets 2 axes"),
+        ([nn.Unflatten(1, (4, 7)), nn.Dropout3d(0.5), nn.Flatten()], r"'1' \(Dropout3d\) gets 4 axes"),
         ([nn.Flatten(), nn.Dropout(1.0), nn.Linear(784, 10)], r"'1' has rate 1\.0"),
         (
             [nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 4), nn.BatchNorm1d(4, track_running_stats=False)],
             r"'3' \(BatchNorm1d\) takes its statistics from the batch",
         ),
     ],
-    ids=["batch mixed", "Dropout1d of features", "rate 1", "norm by the batch"],
+    ids=["batch mixed", "Dropout1d of features", "Dropout3d of images", "rate 1", "norm by the batch"],
 )
 def test_dropout_that_makes_no_sense_is_refused(layers: list[nn.Module], message: str) -> None:
     with pytest.raises(UnsupportedNetworkError, match=message):
@@ -152,7 +157,7 @@ def test_dropout_that_makes_no_sense_is_refused(layers: list[nn.Module], message
 
 class Doubling(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return 2 * super().forward(input)
+        return super().forward(input).mul(2)
 
 
 class WordDropout(nn.Dropout):
@@ -197,3 +202,142 @@ class Named(nn.Module):
 def test_another_output_than_logits_is_refused(network: nn.Module, found: str) -> None:
     with pytest.raises(UnsupportedNetworkError, match=rf"must return logits \[B, C\].*{found}"):
         dropout_layers(network.eval(), (4,))
+
+
+class Steps(nn.Module):
+    """One of the ways to leave dropout out of an eval pass, or to hide what is done in place."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.drop, self.other, self.acting = nn.Dropout(0.5), nn.Dropout(0.5), nn.Dropout(0.5, inplace=True)
+        self.relu, self.weight = nn.ReLU(inplace=True), nn.Parameter(torch.ones(6))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs)
+        if self.kind == "ignored method":
+            hidden.relu_()
+        elif self.kind == "ignored module":
+            self.relu(hidden)
+        elif self.kind == "ignored function":
+            F.relu(hidden, inplace=True)
+        elif self.kind == "constant":
+            constant = self.weight * 2
+            constant.add_(1)
+            hidden = hidden * constant
+        elif self.kind == "acts in place":
+            self.acting(hidden)
+            return cast("Tensor", self.second(hidden))
+        elif self.kind == "late view":
+            view = hidden.view(-1, 6)
+            mixed = self.drop(hidden)
+            view.mul_(5)
+            return cast("Tensor", self.second(mixed + hidden))
+        elif (self.kind == "training alone" and self.training) or (self.kind == "by value" and inputs.sum() > 100):
+            hidden = self.other(hidden)
+        logits: Tensor = self.second(self.drop(hidden))
+        return logits
+
+
+@pytest.mark.parametrize(
+    "kind", ["ignored method", "ignored module", "ignored function", "constant", "acts in place", "late view"]
+)
+def test_what_is_done_in_place_is_not_lost(kind: str) -> None:
+    torch.manual_seed(0)
+    network = Steps(kind).eval()
+    inputs = torch.randn(7, 6)
+    ensemble = SubnetworkEnsemble(network, (6,), samples=5, seed=0)
+    (site,) = ensemble.bank.layers
+    mask = ensemble.bank.rows[site].unsqueeze(1) / 0.5
+    with torch.inference_mode():
+        hidden = network.first(inputs)
+        if kind.startswith("ignored"):
+            hidden = hidden.relu()
+        elif kind == "constant":
+            hidden = hidden * 3
+        expected = network.second(hidden * mask + (5 * hidden if kind == "late view" else 0))
+    torch.testing.assert_close(ensemble.logits(inputs), expected, atol=1e-5, rtol=0)
+
+
+def test_dropout_in_training_alone_is_refused() -> None:
+    with pytest.raises(UnsupportedNetworkError, match="'other' is used in train mode more often than in eval mode"):
+        dropout_layers(Steps("training alone").eval(), (6,))
+
+
+def test_dropout_that_the_images_call_for_is_an_error() -> None:
+    ensemble = SubnetworkEnsemble(Steps("by value").eval(), (6,), samples=4, seed=0)
+    assert ensemble.logits(-torch.ones(6, 6)).shape == (4, 6, 3)
+    with pytest.raises(UnsupportedNetworkError, match="'other' is used more often on these images"):
+        ensemble.logits(100 * torch.ones(6, 6))
+
+
+class Routing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Dropout(0.5), nn.Dropout(0.5)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs)
+        chosen = hidden[:, 0] > -1
+        result = torch.zeros_like(hidden)
+        result[chosen] = self.drop(hidden[chosen])
+        logits: Tensor = self.linear(result)
+        return logits
+
+
+def test_a_part_of_the_batch_is_an_error() -> None:
+    with pytest.raises(UnsupportedNetworkError):
+        SubnetworkEnsemble(Routing().eval(), (4,), samples=2, seed=0).logits(3 * torch.randn(50, 4))
+
+
+def test_networks_that_read_tokens_are_refused_in_words() -> None:
+    network = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3)).eval()
+    with pytest.raises(UnsupportedNetworkError, match=r"can't be run .* on images of shape \[3\]"):
+        dropout_layers(network, (3,))
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_parametrized_layers(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Dropout(0.5), wrap(nn.Linear(4, 5)), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)
+    ).eval()
+    inputs = torch.randn(6, 4)
+    ensemble = SubnetworkEnsemble(network, (4,), samples=5, seed=0)
+    with torch.inference_mode():
+        for row in range(5):
+            expected = network[1:](inputs * ensemble.bank.rows["0"][row] / 0.5)
+            torch.testing.assert_close(ensemble.logits(inputs)[row], expected, atol=1e-5, rtol=0)
+
+
+def test_pruned_layers() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)).eval()
+    prune.random_unstructured(network[1], "weight", amount=0.5)
+    inputs = torch.randn(6, 4)
+    ensemble = SubnetworkEnsemble(network, (4,), samples=5, seed=0)
+    expected = network[1](inputs * ensemble.bank.rows["0"].unsqueeze(1) / 0.5)
+    torch.testing.assert_close(ensemble.logits(inputs), expected)
+
+
+def test_pooling_over_channels_is_not_taken_for_pooling_over_pixels() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Dropout1d(0.5), nn.AvgPool2d(3, 1, 1), nn.Conv1d(4, 3, 3), nn.Flatten(), nn.Linear(18, 3)
+    ).eval()  # fmt: skip
+    inputs = torch.randn(6, 4, 8)
+    ensemble = SubnetworkEnsemble(network, (4, 8), samples=5, seed=0)
+    with torch.inference_mode():
+        for row in range(5):
+            expected = network[1:](inputs * ensemble.bank.rows["0"][row] / 0.5)
+            torch.testing.assert_close(ensemble.logits(inputs)[row], expected, atol=1e-5, rtol=0)
+
+
+def test_hooks_of_the_network_itself_are_run() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)).eval()
+    network.register_forward_hook(lambda module, args, output: output / 3)
+    inputs = torch.randn(6, 4)
+    ensemble = SubnetworkEnsemble(network, (4,), samples=8, seed=0)
+    expected = network[1](inputs * ensemble.bank.rows["0"].unsqueeze(1) / 0.5) / 3
+    torch.testing.assert_close(ensemble.logits(inputs), expected)

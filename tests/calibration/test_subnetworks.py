@@ -175,6 +175,25 @@ def test_threads_do_not_disturb_each_other(network: nn.Module) -> None:
             torch.testing.assert_close(got, wanted)
 
 
+def test_threads_may_build_while_others_ask_and_draw(network: nn.Module) -> None:
+    ensemble = SubnetworkEnsemble(network, (28, 28), samples=8, seed=0)
+    inputs = torch.randn(3, 28, 28)
+    expected = ensemble.logits(inputs)
+
+    def work(number: int) -> None:
+        for _ in range(15):
+            if number % 3 == 0:
+                found = SubnetworkEnsemble(network, (28, 28), samples=8, seed=0).logits(inputs)
+                torch.testing.assert_close(found, expected)
+            elif number % 3 == 1:
+                torch.testing.assert_close(ensemble.logits(inputs), expected)
+            else:
+                torch.rand(100)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+
+
 def test_the_same_seed_is_the_same_ensemble(network: nn.Module) -> None:
     inputs = torch.randn(3, 28, 28)
     first, again, other = (
@@ -245,7 +264,7 @@ class MoreCallsForLight(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.drop(inputs)
-        if inputs.sum() > 0:
+        if inputs.sum() > 100:
             hidden = self.drop(hidden)
         logits: Tensor = self.linear(hidden)
         return logits
@@ -255,7 +274,7 @@ def test_a_layer_called_more_often_than_expected_is_an_error() -> None:
     ensemble = SubnetworkEnsemble(MoreCallsForLight().eval(), (4,), samples=4, seed=0)
     assert ensemble.logits(-torch.ones(2, 4)).shape == (4, 2, 3)
     with pytest.raises(UnsupportedNetworkError, match="'drop' is used more often on these images"):
-        ensemble.logits(torch.ones(2, 4))
+        ensemble.logits(100 * torch.ones(2, 4))
 
 
 def test_a_transformer_encoder() -> None:
