@@ -33,7 +33,7 @@ def error_by_samples(rows: list[dict[str, Any]]) -> bytes:
                 if row["design"] == design and not row["one_block"]
             ]
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=design.replace("_", " "), markersize=4)
-        _log(axes, [8, 16, 32, 64, 128, 256, 1024])
+        _log(axes, [16, 32, 64, 128, 256, 1024])
         axes.set(xlabel="sub-networks", ylabel="error of the predictive mean (RMS)")
         axes.legend(frameon=False)
     return as_png(figure)

@@ -115,7 +115,7 @@ def test_a_summary_needs_no_members(name: str, monkeypatch: pytest.MonkeyPatch) 
     strategy = strategies.build(name, network, (28, 28))
     inputs = torch.randn(90, 28, 28)
     expected = strategy(inputs, 0.7).summary()
-    monkeypatch.setattr(strategies, "MEMBERS_AT_ONCE", 20 * strategy.members)
+    monkeypatch.setattr(strategies, "MEMBERS_AT_ONCE", 20 * max(strategy.members, strategy.samples))
     steps: list[int] = []
     found = strategy.summarise(inputs, 0.7, on_images=steps.append)
     assert steps == [20, 20, 20, 20, 10]
