@@ -34,6 +34,7 @@ def error_by_samples(rows: list[dict[str, Any]]) -> bytes:
             ]
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=design.replace("_", " "), markersize=4)
         _log(axes, [16, 32, 64, 128, 256, 1024])
+        axes.set_yticks([0.001, 0.002, 0.005, 0.01, 0.02], ["0.001", "0.002", "0.005", "0.01", "0.02"])
         axes.set(xlabel="sub-networks", ylabel="error of the predictive mean (RMS)")
         axes.legend(frameon=False)
     return as_png(figure)
