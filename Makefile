@@ -9,7 +9,7 @@ REPORT ?= reports/$(notdir $(BUNDLE))
 
 export BENTOML_DO_NOT_TRACK ?= True
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test report data bench lint format lock pretrained
+.PHONY: help setup serve test report ensemble data bench lint format lock pretrained
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,7 +35,10 @@ test: setup data ## run all tests
 report: setup data ## write the calibration report: BUNDLE=mlp, REPORT=reports/mlp
 	$(BIN)/python -m calibration report $(BUNDLE) --out $(REPORT)
 
-data: setup ## find or fetch Fashion-MNIST, and verify it
+ensemble: setup data ## train the deep ensemble that the report sets beside BUNDLE=mlp, once: ten minutes
+	$(BIN)/python -m training ensemble $(BUNDLE)
+
+data: setup ## find or fetch Fashion-MNIST, and MNIST if it can be had, and verify them
 	$(BIN)/python -m training data
 
 .venv/.peers: .venv/.installed

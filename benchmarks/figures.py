@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from calibration.report.figures import STYLE, as_png
+from calibration.report.figures import drawing, panel
 
 __all__ = ["error_by_samples", "time_by_batch"]
 
@@ -23,9 +22,8 @@ PEER_COLOURS = {
 
 def error_by_samples(rows: list[dict[str, Any]]) -> bytes:
     """Root mean square error of the predictive mean against the number of sub-networks, a line for each design."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = figure.subplots()
+
+    def draw(axes: Axes) -> None:
         for design, colour in DESIGN_COLOURS.items():
             points = [
                 (row["samples"], row["squared_error"] ** 0.5)
@@ -37,14 +35,15 @@ def error_by_samples(rows: list[dict[str, Any]]) -> bytes:
         axes.set_yticks([0.001, 0.002, 0.005, 0.01, 0.02], ["0.001", "0.002", "0.005", "0.01", "0.02"])
         axes.set(xlabel="sub-networks", ylabel="error of the predictive mean (RMS)")
         axes.legend(frameon=False)
-    return as_png(figure)
+
+    return panel("error", "", draw, width=6.4, height=4.2).png
 
 
 def time_by_batch(rows: list[dict[str, Any]]) -> bytes:
     """Milliseconds for 64 sub-networks against the batch on two threads: the engine, its peers, one plain pass."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.4), layout="constrained")
+
+    def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(networks), squeeze=False)[0]
         for axes, network in zip(panels, networks, strict=True):
             own = [row for row in rows if row["network"] == network and row["threads"] == 2]
@@ -65,7 +64,8 @@ def time_by_batch(rows: list[dict[str, Any]]) -> bytes:
         panels[0].set_ylabel("milliseconds")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)
-    return as_png(figure)
+
+    return drawing("time", "", draw, width=10, height=4.4).png
 
 
 def _log(axes: Axes, ticks: list[int]) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks import machine
-from models import bundle, networks, storage
+from models import bundle, networks, records, storage
 from models.command_line import progress_bar, run
 from training import data
 from training.fit import Recipe, fit
@@ -56,7 +56,7 @@ def notebook_epoch(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> flo
 def project_epoch(splits: data.FashionMNISTSplits) -> tuple[float, float]:
     """Seconds of one epoch, and of the whole call for it."""
     network = networks.build(NETWORK, seed=0)
-    record = bundle.InputRecord()
+    record = records.InputRecord()
     started = time.perf_counter()
     fitted = fit(
         network,

@@ -27,8 +27,8 @@ from calibration.strategies import mc_dropout, moment_propagation
 from calibration.subnetworks import SubnetworkEnsemble
 from models import bundle as bundles
 from models import storage
-from models.bundle import MaskDesign
 from models.command_line import progress_bar, run
+from models.records import MaskDesign
 from training import data
 
 RESULTS = Path(__file__).parent / "results" / "variance.json"
@@ -46,7 +46,7 @@ class Study:
     """The network, the images, and the truth about them."""
 
     def __init__(self, bundle: bundles.Bundle, test: data.LabelledImages) -> None:
-        self.network, self.temperature = bundle.network, bundle.temperature("mc_dropout")
+        self.network = bundle.network
         self.everything = bundle.prepare(test.pixels)
         self.inputs = self.everything[:IMAGES]
         banks = (self.ensemble("independent", 1000, 10_000 + part) for part in range(TRUTH // 1000))

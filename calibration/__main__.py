@@ -1,21 +1,26 @@
-"""``python -m calibration``: fit a bundle's calibration, write its report."""
+"""``python -m calibration``: fit a bundle's calibration, write its report, score images with it."""
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import click
+from rich.console import Console
 
+from calibration import comparison
 from calibration import report as calibration_report
+from calibration import score as scoring
+from calibration.calibrators import calibrate
 from calibration.masks import DEFAULT_DESIGN, DESIGNS
-from calibration.scaling import calibrate
-from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, applicable
-from calibration.subnetworks import UnsupportedNetworkError
+from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, STRATEGIES, applicable
+from calibration.subnetworks import NoActiveDropoutError, UnsupportedNetworkError
 from models import bundle as bundles
 from models import storage
-from models.bundle import MaskDesign
-from models.command_line import progress_bar, run
-from training import data
+from models.command_line import NameList, NumberList, error_console, progress_bar, run
+from models.records import Calibration, CalibrationScores, MaskDesign
+from training import bundling, data, outliers, own_images
 from training.options import data_option
 
 
@@ -44,56 +49,190 @@ def main() -> None:
 )
 @data_option
 def fit_command(*, bundle_name: str, samples: int, seed: int, design: MaskDesign, data_folder: Path | None) -> None:
-    """Fit a temperature per test-time strategy on the bundle's calibration images, and store them in BUNDLE."""
-    bundle = bundles.load(bundle_name)
-    calibration = _calibrate(bundle, data_folder, samples, seed, design)
-    bundles.save_calibration(bundle, calibration)
+    """Calibrate every test-time strategy on the bundle's calibration images, and store that in BUNDLE.
+
+    One half of the images serves the temperatures, the other prediction sets and abstention.
+    """
+    bundle = bundles.load(bundle_name, calibrated=False)
+    images = data.load(data_folder, split_seed=bundle.card.data.split_seed).calibration
+    calibration, scores = _calibrate(bundle, images, samples, seed, design)
+    bundles.save_calibration(bundle, calibration, scores)
     for name, record in calibration.strategies.items():
         click.echo(
-            f"{name:18s} temperature {record.temperature:.3f}  "
-            f"NLL {record.nll_before:.4f} -> {record.nll_after:.4f} on {calibration.images:,} images"
+            f"{name:18s} temperature {record.scaling.temperature:.3f} ({record.scaling.order.replace('_', ' ')})  "
+            f"NLL {record.nll_before:.4f} -> {record.nll_after:.4f}"
         )
 
 
 @main.command("report")
-@click.argument("bundle_name", metavar="BUNDLE")
+@click.argument("bundle_names", metavar="BUNDLE...", nargs=-1, required=True)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="Folder of the report; an earlier report there is replaced.",
 )
+@click.option(
+    "--ensembles",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=bundling.ENSEMBLES,
+    show_default=True,
+    help="Folder with a deep ensemble for each bundle, in a folder of the bundle's name: see `training ensemble`.",
+)
+@click.option("--images", type=click.IntRange(min=100), help="Measure on so many images alone, for a quick look.")
+@click.option(
+    "--cache",
+    "cache_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps predictions between runs.  [default: dropout-uncertainty in the user's cache folder]",
+)
+@click.option("--no-cache", is_flag=True, help="Keep no predictions, and use none that were kept.")
 @data_option
-def report_command(*, bundle_name: str, out: Path, data_folder: Path | None) -> None:
-    """Compare BUNDLE's test-time strategies on the 10,000 test images: report.json and a self-contained report.html.
+def report_command(
+    *, bundle_names: tuple[str, ...], out: Path, ensembles: Path, images: int | None, cache_folder: Path | None,
+    no_cache: bool, data_folder: Path | None,
+) -> None:  # fmt: skip
+    """Compare each BUNDLE's test-time strategies: report.json, a self-contained report.html, and the figures.
 
-    An uncalibrated bundle is calibrated for the report, but not modified.
+    Measured on the 10,000 test images, on those shifted, and on images out of distribution. An uncalibrated bundle is
+    calibrated for the report, but not modified.
     """
-    bundle = bundles.load(bundle_name)
+    loaded = [bundles.load(name) for name in bundle_names]
+    names = [bundle.card.name for bundle in loaded]
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"two bundles have the same name: {', '.join(names)}", click.get_current_context())
+    seeds = {bundle.card.data.split_seed for bundle in loaded}
+    if len(seeds) > 1:
+        raise click.ClickException(
+            "the bundles were trained on different splits of the data, so that no images are new to all of them"
+        )
+    cache = calibration_report.PredictionCache(
+        None if no_cache else cache_folder or calibration_report.default_folder()
+    )  # fmt: skip
     try:
         with storage.new_folder(out, replaceable=calibration_report.FILES) as folder:
-            calibration = bundle.calibration or _calibrate(bundle, data_folder)
-            test = data.load_test(data_folder)
+            splits = data.load(data_folder, split_seed=seeds.pop())
+            found = outliers.load_outliers()
+            sets, missing = dict(found.sets), dict(found.missing)
+            if images:
+                splits = replace(splits, test=splits.test[slice(images)])
+                sets = {name: pixels[:images] for name, pixels in sets.items()}
+            subjects = [_subject(bundle, splits, ensembles, missing) for bundle in loaded]
             with progress_bar("images") as progress:
-                strategies = applicable(bundle.network, bundle.card.input.shape)
-                task = progress.add_task("Measuring", total=len(test) * len(strategies))
-                measured = calibration_report.measure(
-                    bundle, calibration, test, on_images=lambda images: progress.advance(task, images)
-                )
-            calibration_report.write(measured, test.pixels, folder)
+                total = sum(calibration_report.work(subject, splits, sets) for subject in subjects)
+                task = progress.add_task("Measuring", total=total)
+                report = calibration_report.measure(
+                    subjects, splits, sets, missing=missing, cache=cache,
+                    on_images=lambda count: progress.advance(task, count),
+                )  # fmt: skip
+            with error_console().status("Drawing"):
+                calibration_report.write(report, splits.test.pixels, folder)
     except FileExistsError as error:
         raise click.ClickException(f"{error}; choose another --out") from error
+    cache.prune()
+    for name, reason in missing.items():
+        click.echo(f"Missing from the report: {name}: {reason}", err=True)
     click.echo(f"Wrote {out / 'report.html'} and {out / 'report.json'}.")
+
+
+def _subject(
+    bundle: bundles.Bundle, splits: data.FashionMNISTSplits, ensembles: Path, missing: dict[str, str]
+) -> calibration_report.Subject:
+    """The bundle with what the report needs beside it; what is not there is added to ``missing``."""
+    fitted = bundle.calibration is None or bundle.scores is None
+    if bundle.calibration is not None and bundle.scores is not None:
+        calibration, scores = bundle.calibration, bundle.scores
+    else:
+        calibration, scores = _calibrate(bundle, splits.calibration)
+    folder = ensembles / bundle.card.name
+    members = bundling.load_ensemble(folder, bundle.card)
+    if len(members) < 2:
+        members = ()
+        missing[f"deep ensemble of {bundle.card.name}"] = (
+            f"no networks in {folder}; train them with "
+            f"`python -m training ensemble {shlex.quote(str(bundle.path))} --out {shlex.quote(str(folder))}`"
+        )
+    return calibration_report.Subject(bundle, calibration, scores, fitted, members)
+
+
+@main.command("compare")
+@click.argument("bundle_name", metavar="BUNDLE")
+@click.option("--strategies", "chosen", type=NameList(STRATEGIES), help="Default: all that the network allows.")
+@click.option("--samples", type=NumberList(int), help="Numbers of sub-networks.  [default: the calibration's]")
+@click.option("--design", type=click.Choice(DESIGNS), help="Of the masks.  [default: the calibration's]")
+@click.option("--images", type=click.IntRange(min=100), help="Measure on so many images alone, for a quick look.")
+@data_option
+def compare_command(
+    *, bundle_name: str, chosen: tuple[str, ...] | None, samples: tuple[int, ...] | None, design: MaskDesign | None,
+    images: int | None, data_folder: Path | None,
+) -> None:  # fmt: skip
+    """A quick table of BUNDLE's test-time strategies on the test images; each way gets a temperature of its own."""
+    bundle = bundles.load(bundle_name)
+    if samples and not all(2 <= number <= 1024 for number in samples):
+        raise click.UsageError("--samples must lie between 2 and 1024", click.get_current_context())
+    splits = data.load(data_folder, split_seed=bundle.card.data.split_seed)
+    test = splits.test[slice(images)]
+    with progress_bar("ways") as progress:
+        rows = list(comparison.compare(
+            bundle, splits.calibration, test, chosen=chosen, samples=samples, design=design,
+            on_start=lambda ways: progress.add_task("Comparing", total=ways),
+            on_way=lambda: progress.advance(progress.task_ids[0]),
+        ))  # fmt: skip
+    # A table that is cut to a narrow terminal says nothing.
+    console = Console(width=max(Console().width, 80))
+    console.print(comparison.as_table(bundle.card.name, len(test), rows))
+
+
+@main.command("score")
+@click.argument("bundle_name", metavar="BUNDLE")
+@click.argument("source", metavar="IMAGES", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The table: a name that ends in .parquet or .csv. An earlier file is replaced.",
+)
+@click.option(
+    "--strategy",
+    "strategy_name",
+    type=click.Choice(STRATEGIES),
+    help=f"Default: the first of {', '.join(scoring.DEFAULT_STRATEGIES)} that the network allows.",
+)
+@click.option(
+    "--samples", type=click.IntRange(2, 1024), help="Sub-networks. Default: as many as BUNDLE was calibrated with."
+)
+def score_command(*, bundle_name: str, source: Path, out: Path, strategy_name: str | None, samples: int | None) -> None:
+    """Write BUNDLE's answers for your own IMAGES into a table, the same as those over HTTP.
+
+    IMAGES is a folder of PNG, JPEG, WebP or BMP pictures, which may lie in one subfolder for each class; or an .npz
+    file with an array `images`, [N, 28, 28] or [N, 784] in 0..255, white on black, and `labels` if there are any.
+    """
+    if out.suffix.lower() not in scoring.SUFFIXES:
+        raise click.BadParameter(f"{out} should end in {' or '.join(scoring.SUFFIXES)}", param_hint="'--out'")
+    bundle = bundles.load(bundle_name)
+    strategy = scoring.build_strategy(bundle, strategy_name, samples)
+    with progress_bar("images") as progress:
+        task = progress.add_task("Reading", total=None)
+        images = own_images.read(
+            source,
+            bundle.card.classes,
+            on_pictures=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+        progress.reset(task, description=f"Scoring by {strategy.name}", total=len(images))
+        scores = scoring.score(bundle, strategy, images, out, on_images=lambda done: progress.advance(task, done))
+    accuracy = "" if scores.accuracy is None else f", accuracy {scores.accuracy:.4f}"
+    click.echo(
+        f"Images scored: {scores.images:,}, mean confidence {scores.mean_confidence:.4f}{accuracy}. Wrote {out}."
+    )
 
 
 def _calibrate(
     bundle: bundles.Bundle,
-    data_folder: Path | None,
+    images: data.LabelledImages,
     samples: int = DEFAULT_SAMPLES,
     seed: int = DEFAULT_SEED,
     design: MaskDesign = DEFAULT_DESIGN,
-) -> bundles.Calibration:
-    images = data.load(data_folder, split_seed=bundle.card.data.split_seed).calibration
+) -> tuple[Calibration, CalibrationScores]:
     with progress_bar("strategies") as progress:
         task = progress.add_task("Calibrating", total=len(applicable(bundle.network, bundle.card.input.shape)))
         return calibrate(
@@ -102,4 +241,4 @@ def _calibrate(
 
 
 if __name__ == "__main__":
-    run(main, "python -m calibration", data.DataError, UnsupportedNetworkError)
+    run(main, "python -m calibration", data.DataError, UnsupportedNetworkError, NoActiveDropoutError)

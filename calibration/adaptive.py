@@ -8,8 +8,9 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from calibration.predictive import PredictiveDistribution, PredictiveSummary
+from calibration.predictive import UNSCALED, PredictiveDistribution, PredictiveSummary
 from calibration.subnetworks import SubnetworkEnsemble
+from models.records import Scaling
 
 __all__ = ["AdaptivePrediction", "predict_adaptively"]
 
@@ -32,7 +33,7 @@ class AdaptivePrediction:
 def predict_adaptively(
     ensemble: SubnetworkEnsemble,
     inputs: Tensor,
-    temperature: float = 1.0,
+    scaling: Scaling = UNSCALED,
     *,
     confidence: float = 0.999,
     tolerance: float | None = None,
@@ -55,7 +56,7 @@ def predict_adaptively(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     return _joined([
-        _predict(ensemble, part, temperature, confidence=confidence, tolerance=tolerance, threshold=threshold)
+        _predict(ensemble, part, scaling, confidence=confidence, tolerance=tolerance, threshold=threshold)
         for part in torch.split(inputs, IMAGES_AT_ONCE)
     ])  # fmt: skip
 
@@ -73,7 +74,7 @@ def _looks(most: int) -> list[int]:
 def _predict(
     ensemble: SubnetworkEnsemble,
     inputs: Tensor,
-    temperature: float,
+    scaling: Scaling,
     *,
     confidence: float,
     tolerance: float | None,
@@ -85,8 +86,9 @@ def _predict(
     members: Tensor | None = None
     done: list[tuple[Tensor, AdaptivePrediction]] = []
     for start, size in zip([0, *sizes], sizes, strict=False):
-        new = ensemble.logits(inputs[waiting], slice(start, size)).softmax(-1)
-        members = new if members is None else torch.cat([members, new])
+        new = PredictiveDistribution.scaled(ensemble.logits(inputs[waiting], slice(start, size)), scaling)
+        temperature = new.temperature
+        members = new.members if members is None else torch.cat([members, new.members])
         distribution = PredictiveDistribution(members, temperature)
         quantile = float(student.ppf(1 - error / 2, size))
         settled = _is_settled(distribution, quantile, threshold)

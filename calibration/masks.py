@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from models.bundle import MaskDesign
+from models.records import MaskDesign
 
 __all__ = ["DEFAULT_DESIGN", "DESIGNS", "LayerMask", "MaskBank"]
 

@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from scipy.stats import t as student
 from torch import Tensor
 
-__all__ = ["PredictiveDistribution", "PredictiveSummary", "entropy", "temper"]
+from models.records import Scaling
+
+__all__ = ["UNSCALED", "PredictiveDistribution", "PredictiveSummary", "entropy", "temper"]
+
+UNSCALED = Scaling()
+"""A temperature of 1, which changes nothing."""
 
 JACKKNIFE_GROUPS = 16
 
@@ -38,8 +43,9 @@ class PredictiveDistribution:
 
     A strategy that gives one distribution per image has T = 1; nothing can then be said about what is epistemic.
 
-    ``temperature`` calibrates the members' mean ("pool then calibrate", Rahaman & Thiery 2021). The uncertainty is
-    that of the calibrated prediction, decomposed after Depeweg et al. (2018) as total = aleatoric + epistemic:
+    ``temperature`` calibrates the members' mean ("pool then calibrate", Rahaman & Thiery 2021); members calibrated
+    before they are pooled, as by :meth:`scaled`, are members like any others. The uncertainty is that of the
+    calibrated prediction, decomposed after Depeweg et al. (2018) as total = aleatoric + epistemic:
 
         predictive_entropy = expected_entropy + mutual_information
 
@@ -81,6 +87,13 @@ class PredictiveDistribution:
     ) -> PredictiveDistribution:
         """Members from their logits ``[T, B, C]``."""
         return cls(F.softmax(logits, dim=-1), temperature, replicates)
+
+    @classmethod
+    def scaled(cls, logits: Tensor, scaling: Scaling, replicates: int | None = None) -> PredictiveDistribution:
+        """The distribution of members with ``logits`` ``[T, B, C]``, calibrated before or after they are pooled."""
+        if scaling.order == "calibrate_then_pool":
+            return cls.from_logits(logits / scaling.temperature, 1.0, replicates)
+        return cls.from_logits(logits, scaling.temperature, replicates)
 
     @property
     def samples(self) -> int:

@@ -1,76 +1,85 @@
-"""Temperature scaling (Guo et al. 2017), fitted for each test-time strategy on its own."""
+"""Temperature scaling (Guo et al. 2017), of a strategy's pooled prediction or of its members before they are pooled."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from calibration import strategies
-from calibration.masks import DEFAULT_DESIGN
 from calibration.predictive import temper
-from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED
-from models.bundle import Bundle, Calibration, MaskDesign, TemperatureRecord, software_versions
-from training.data import LabelledImages
+from models.records import PoolingOrder, Scaling
 
-__all__ = ["calibrate", "fit_temperature"]
+__all__ = ["FittedScaling", "fit_scaling"]
 
 LOG_RANGE = (math.log(0.05), math.log(20.0))
+FOLDS = 5
 
 
-def fit_temperature(probabilities: Tensor, labels: Tensor) -> TemperatureRecord:
-    """The temperature between 0.05 and 20 that minimises the negative log-likelihood.
+@dataclass(frozen=True)
+class FittedScaling:
+    """The ``scaling``, and mean negative log-likelihoods in nats: without it and with it on the images that it was
+    fitted on; and of each order considered, by cross-validation."""
 
-    ``probabilities`` ``[N, C]`` are a strategy's predictions, ``labels`` ``[N]``. For a strategy that averages
-    members they are the averages ("pool then calibrate"): Rahaman & Thiery (2021) found that better than averaging
-    calibrated members, and so it was here. The loss is convex in 1 / temperature.
+    scaling: Scaling
+    nll_before: float
+    nll_after: float
+    cross_validated_nll: dict[PoolingOrder, float]
 
-    Raises ``ValueError`` if there are no images or the probabilities are not finite.
+
+def fit_scaling(logits: Tensor, labels: Tensor) -> FittedScaling:
+    """The temperature between 0.05 and 20, and its place before or after pooling, of least negative log-likelihood.
+
+    ``logits`` ``[T, N, C]`` are those of a strategy's T members, ``labels`` ``[N]``. The order is the one that has the
+    lower loss in 5-fold cross-validation; for one member there is only one. Rahaman & Thiery (2021) found pooling
+    first to be better for deep ensembles. Folds are consecutive images: they should come in random order.
+
+    Raises ``ValueError`` for fewer images than folds or logits that are not finite.
     """
-    if not len(labels):
-        raise ValueError("a temperature can't be fitted on no images")
-    if not probabilities.isfinite().all():
-        raise ValueError("a temperature can't be fitted on probabilities that are not finite")
-
-    logits = temper(probabilities, 1.0).double().log()
-
-    def loss(log_temperature: float) -> float:
-        return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
-
-    found = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-5})
-    return TemperatureRecord(temperature=math.exp(found.x), nll_before=loss(0.0), nll_after=float(found.fun))
-
-
-def calibrate(
-    bundle: Bundle,
-    images: LabelledImages,
-    *,
-    samples: int = DEFAULT_SAMPLES,
-    seed: int = DEFAULT_SEED,
-    design: MaskDesign = DEFAULT_DESIGN,
-    on_strategy: Callable[[str], None] = lambda _: None,
-) -> Calibration:
-    """Fit a temperature for every strategy that the bundle's network allows, on ``images``.
-
-    ``on_strategy`` is told the name of each strategy done. ``images`` must be the bundle's own calibration split:
-    those of :func:`training.data.load` for the split seed in its card.
-    """
-    inputs = bundle.prepare(images.pixels)
-    shape = bundle.card.input.shape
-    records = {}
-    for name in strategies.applicable(bundle.network, shape):
-        strategy = strategies.build(name, bundle.network, shape, samples=samples, seed=seed, design=design)
-        records[name] = fit_temperature(strategy.summarise(inputs).pooled, images.labels)
-        on_strategy(name)
-    return Calibration(
-        weights_sha256=bundle.card.weights_sha256,
-        images=len(images),
-        samples=samples,
-        seed=seed,
-        design=design,
-        strategies=records,
-        versions=software_versions(),
+    if len(labels) < FOLDS:
+        raise ValueError(f"a temperature can't be fitted on {len(labels)} images; {FOLDS} are the fewest")
+    if not logits.isfinite().all():
+        raise ValueError("a temperature can't be fitted on logits that are not finite")
+    # Calibrating what was pooled is calibrating the single member that it is.
+    pooled = temper(F.softmax(logits, dim=-1).mean(0, keepdim=True), 1.0).log()
+    members: dict[PoolingOrder, Tensor] = {"pool_then_calibrate": pooled.double()}
+    if len(logits) > 1:
+        members["calibrate_then_pool"] = logits
+    validated = {order: _cross_validated(values, labels) for order, values in members.items()}
+    order = min(validated, key=validated.__getitem__)
+    temperature = _best_temperature(members[order], labels)
+    return FittedScaling(
+        Scaling(temperature=temperature, order=order),
+        nll_before=_loss(members["pool_then_calibrate"], labels, 1.0),
+        nll_after=_loss(members[order], labels, temperature),
+        cross_validated_nll=validated,
     )
+
+
+def _loss(members: Tensor, labels: Tensor, temperature: float) -> float:
+    """Mean negative log-likelihood of the mean of ``members``, each at ``temperature``."""
+    likelihoods = F.log_softmax(members / temperature, dim=-1).gather(
+        2, labels.expand(len(members), -1).unsqueeze(2)
+    )  # fmt: skip
+    return float(math.log(len(members)) - torch.logsumexp(likelihoods.double(), dim=0).mean())
+
+
+def _best_temperature(members: Tensor, labels: Tensor) -> float:
+    found = minimize_scalar(
+        lambda log_temperature: _loss(members, labels, math.exp(log_temperature)),
+        bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-4},
+    )  # fmt: skip
+    return math.exp(found.x)
+
+
+def _cross_validated(members: Tensor, labels: Tensor) -> float:
+    losses = 0.0
+    for fold in torch.arange(len(labels)).tensor_split(FOLDS):
+        rest = torch.ones(len(labels), dtype=torch.bool)
+        rest[fold] = False
+        temperature = _best_temperature(members[:, rest], labels[rest])
+        losses += _loss(members[:, fold], labels[fold], temperature) * len(fold)
+    return losses / len(labels)

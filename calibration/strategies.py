@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from calibration.masks import DEFAULT_DESIGN
 from calibration.moments import QUADRATURE_POINTS, propagate_moments
-from calibration.predictive import PredictiveDistribution, PredictiveSummary
+from calibration.predictive import UNSCALED, PredictiveDistribution, PredictiveSummary
 from calibration.subnetworks import SubnetworkEnsemble, UnsupportedNetworkError, dropout_layers
-from models.bundle import MaskDesign
+from models.records import MaskDesign, Scaling
 
 __all__ = [
     "DEFAULT_SAMPLES",
@@ -65,26 +65,26 @@ class Strategy:
     members: int = 1
     replicates: int = 1
 
-    def __call__(self, inputs: Tensor, temperature: float = 1.0) -> PredictiveDistribution:
-        """The predictive distribution for ``inputs`` ``[B, ...]``, at a temperature if it was calibrated."""
-        return PredictiveDistribution.from_logits(self.logits(inputs), temperature, self.replicates)
+    def __call__(self, inputs: Tensor, scaling: Scaling = UNSCALED) -> PredictiveDistribution:
+        """The predictive distribution for ``inputs`` ``[B, ...]``, scaled if it was calibrated."""
+        return PredictiveDistribution.scaled(self.logits(inputs), scaling, self.replicates)
 
     def summarise(
-        self, inputs: Tensor, temperature: float = 1.0, *, on_images: Callable[[int], None] = lambda _: None
+        self, inputs: Tensor, scaling: Scaling = UNSCALED, *, on_images: Callable[[int], None] = lambda _: None
     ) -> PredictiveSummary:
         """The same without the members, in memory that grows neither with B nor with T beyond the summary itself.
 
         ``on_images`` is told the number of images of each step done.
         """
         size = max(1, MEMBERS_AT_ONCE // max(self.members, self.samples))
-        first = self(inputs[:size], temperature).summary()
+        first = self(inputs[:size], scaling).summary()
         on_images(len(inputs[:size]))
         # Filled step by step: small results kept between large ones that are freed would hold the heap in pieces.
         whole = first.empty(len(inputs))
         whole.fill(0, first)
         for start in range(size, len(inputs), size):
             chunk = inputs[start : start + size]
-            whole.fill(start, self(chunk, temperature).summary())
+            whole.fill(start, self(chunk, scaling).summary())
             on_images(len(chunk))
         return whole
 

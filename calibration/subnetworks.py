@@ -25,7 +25,7 @@ from calibration.sites import (
 from calibration.thinned import DenseChain, ThinnedChain, find_chain
 from calibration.thinned_convolutions import ThinnedConvolutions, find_convolutions
 from calibration.tracing import cut
-from models.bundle import MaskDesign
+from models.records import MaskDesign
 
 __all__ = ["NoActiveDropoutError", "SubnetworkEnsemble", "UnsupportedNetworkError", "dropout_layers"]
 

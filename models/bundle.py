@@ -1,11 +1,13 @@
 """The bundle: a folder that holds a trained network and all that is needed to trust and use it.
 
-    weights.safetensors   the parameters
-    card.json             architecture, classes, normalisation, training recipe, data, metrics, versions, checksums
-    calibration.json      temperatures per test-time strategy, once calibrated
+    weights.safetensors          the parameters
+    card.json                    architecture, classes, normalisation, training recipe, data, metrics, checksums
+    calibration.json             per test-time strategy temperature and abstention, once calibrated
+    calibration-....safetensors  what the calibrated strategies said of the calibration images
 
 Both JSON files carry a ``sha256`` of their own content, ``card.json`` that of the weights, and ``calibration.json``
-that of the weights it was fitted for, so that whatever was corrupted, mixed up or edited is noticed by :func:`load`.
+those of the weights it was fitted for and of the file beside it, so that whatever was corrupted, mixed up or edited is
+noticed by :func:`load`. The records are in :mod:`models.records`.
 Nothing is ever unpickled.
 """
 
@@ -15,150 +17,57 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models import networks, storage
+from models.records import (
+    CALIBRATION_FORMAT,
+    CARD_FORMAT,
+    CONFORMAL_METHODS,
+    Calibration,
+    CalibrationScores,
+    Card,
+    InputRecord,
+    Record,
+    Scaling,
+    StrategyScores,
+)
 
 __all__ = [
+    "FILES",
     "PRETRAINED",
     "Bundle",
     "BundleError",
-    "Calibration",
-    "Card",
-    "DataRecord",
-    "InputRecord",
-    "MaskDesign",
-    "NetworkRecord",
-    "TemperatureRecord",
-    "TrainingRecord",
     "load",
     "locate",
+    "normalise",
     "save_calibration",
     "software_versions",
     "write",
 ]
 
-FORMAT = 1
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
 CALIBRATION = "calibration.json"
+SCORES = "calibration-{}.safetensors"
+"""Named by the checksum it has, so that calibration.json changes from one such file to the next in one step."""
+FILES = (WEIGHTS, CARD, CALIBRATION, SCORES.format("*"))
+"""What a bundle's folder holds, as patterns of names."""
+SCORE_FIELDS = ("confidence", "correct", "total", "epistemic")
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 class BundleError(Exception):
     """A bundle that can't be found, read or trusted; the message names the file and what is wrong with it."""
-
-
-MaskDesign = Literal["independent", "antithetic", "latin_hypercube", "orthogonal"]
-"""How the sub-networks of an ensemble depend on each other; see :mod:`calibration.masks`."""
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class NetworkRecord(Record):
-    """What :func:`models.networks.build` needs."""
-
-    name: str
-    arguments: dict[str, Any]
-    parameters: int = Field(description="number of trainable parameters")
-
-
-class InputRecord(Record):
-    """Pixels 0..255 become ``(pixel / 255 - mean) / std``."""
-
-    shape: tuple[int, int] = (28, 28)
-    mean: float = 0.5
-    std: float = Field(default=0.5, gt=0)
-
-    @field_validator("shape", mode="before")
-    @classmethod
-    def _tuple(cls, shape: object) -> object:
-        return tuple(shape) if isinstance(shape, list) else shape
-
-
-class TrainingRecord(Record):
-    """The recipe, and how the run ended. ``seed`` draws initial weights, the order of examples and dropout."""
-
-    optimizer: Literal["adam"]
-    learning_rate: float
-    batch_size: int
-    epochs: int = Field(description="epochs asked for")
-    seed: int
-    early_stopping: bool
-    patience: int
-    epochs_run: int
-    best_epoch: int = Field(description="the epoch whose weights these are, from 1")
-    stopped: Literal["completed", "early", "diverged"]
-
-
-class DataRecord(Record):
-    """``sha256`` are those of the unpacked idx files."""
-
-    name: str
-    sha256: dict[str, str]
-    split_seed: int
-    train: int
-    validation: int
-    calibration: int
-
-
-class Card(Record):
-    """All that is known about the weights, except their calibration."""
-
-    format: int = FORMAT
-    name: str
-    network: NetworkRecord
-    classes: tuple[str, ...]
-    input: InputRecord
-    training: TrainingRecord
-    data: DataRecord
-    metrics: dict[str, float]
-    versions: dict[str, str]
-    weights_sha256: str
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _tuple(cls, classes: object) -> object:
-        return tuple(classes) if isinstance(classes, list) else classes
-
-
-class TemperatureRecord(Record):
-    """One strategy's temperature: its probabilities are raised to the power 1 / temperature and normalised.
-
-    ``nll_before`` and ``nll_after`` are mean negative log-likelihoods, in nats, on the images it was fitted on.
-    """
-
-    temperature: float = Field(gt=0)
-    nll_before: float
-    nll_after: float
-
-
-class Calibration(Record):
-    """How far to trust the network: what was fitted, on which images, with which sub-networks."""
-
-    format: int = FORMAT
-    weights_sha256: str
-    images: int
-    samples: int
-    seed: int
-    design: MaskDesign
-    strategies: dict[str, TemperatureRecord]
-    versions: dict[str, str]
-
-    def temperature(self, strategy: str) -> float:
-        """The fitted temperature of ``strategy``; 1.0, which changes nothing, if none was fitted."""
-        return self.strategies[strategy].temperature if strategy in self.strategies else 1.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +77,9 @@ class Bundle:
     path: Path
     network: nn.Module
     card: Card
-    calibration: Calibration | None
+    calibration: Calibration | None = None
+    scores: CalibrationScores | None = None
+    """What the calibrated strategies said of the calibration images; there is one if there is a calibration."""
 
     @property
     def version(self) -> str:
@@ -180,9 +91,9 @@ class Bundle:
         """Pixels ``[B, 28, 28]`` in 0..255 (uint8 or float) as the float32 input that the network was trained on."""
         return normalise(pixels, self.card.input)
 
-    def temperature(self, strategy: str) -> float:
-        """The fitted temperature of ``strategy``; 1.0 for an uncalibrated bundle."""
-        return self.calibration.temperature(strategy) if self.calibration else 1.0
+    def scaling(self, strategy: str) -> Scaling:
+        """The fitted temperature of ``strategy``; that of 1, which changes nothing, for an uncalibrated bundle."""
+        return self.calibration.scaling(strategy) if self.calibration else Scaling()
 
 
 def normalise(pixels: Tensor, record: InputRecord) -> Tensor:
@@ -213,10 +124,30 @@ def write(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> Card:
     return full
 
 
-def save_calibration(bundle: Bundle, calibration: Calibration) -> Bundle:
-    """Store ``calibration`` in the bundle's folder, in place of any before it, and return the calibrated bundle."""
+def save_calibration(bundle: Bundle, calibration: Calibration, scores: CalibrationScores) -> Bundle:
+    """Store a calibration in the bundle's folder, in place of any before it, and return the calibrated bundle.
+
+    The checksum of the scores in ``calibration`` is filled in.
+    """
+    content = safetensors.torch.save(_tensors(scores))
+    digest = hashlib.sha256(content).hexdigest()
+    calibration = calibration.model_copy(update={"scores_sha256": digest})
+    current = bundle.path / SCORES.format(digest[:12])
+    storage.write_bytes(current, content)
     storage.write_text(bundle.path / CALIBRATION, _sealed(calibration))
-    return Bundle(bundle.path, bundle.network, bundle.card, calibration)
+    for old in bundle.path.glob(SCORES.format("*")):
+        if old != current:
+            old.unlink()
+    return replace(bundle, calibration=calibration, scores=scores)
+
+
+def _tensors(scores: CalibrationScores) -> dict[str, Tensor]:
+    tensors = {"labels": scores.labels}
+    for name, strategy in scores.strategies.items():
+        tensors |= {f"{name}.{method}": values for method, values in strategy.nonconformity.items()}
+        tensors |= {f"{name}.{field}": getattr(strategy, field) for field in SCORE_FIELDS}
+    # Each of its own, for safetensors refuses two names for one tensor.
+    return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
 
 
 def locate(name_or_folder: str | Path) -> Path:
@@ -236,23 +167,45 @@ def locate(name_or_folder: str | Path) -> Path:
     )
 
 
-def load(name_or_folder: str | Path) -> Bundle:
+def load(name_or_folder: str | Path, *, calibrated: bool = True) -> Bundle:
     """Load and verify a bundle, by the name of a shipped one or by its folder.
 
-    Raises :class:`BundleError` if a file is missing, corrupt, altered, of a newer format or does not fit the others.
+    Without ``calibrated`` its calibration is not looked at, whatever its state. Raises :class:`BundleError` if a file
+    is missing, corrupt, altered, of another format or does not fit the others.
     """
     folder = locate(name_or_folder)
-    card = _unsealed(folder / CARD, Card)
-    network = _network(folder / WEIGHTS, card)
-    calibration = None
-    if (folder / CALIBRATION).exists():
-        calibration = _unsealed(folder / CALIBRATION, Calibration)
-        if calibration.weights_sha256 != card.weights_sha256:
-            raise BundleError(
-                f"{folder / CALIBRATION} was fitted for other weights than those in this bundle; "
-                f"fit it anew with `python -m calibration fit {folder}`"
-            )
-    return Bundle(folder, network, card, calibration)
+    card = _unsealed(folder / CARD, Card, CARD_FORMAT)
+    bundle = Bundle(folder, _network(folder / WEIGHTS, card), card)
+    if not (calibrated and (folder / CALIBRATION).exists()):
+        return bundle
+    remedy = f"fit it anew with `python -m calibration fit {name_or_folder}`"
+    calibration = _unsealed(folder / CALIBRATION, Calibration, CALIBRATION_FORMAT, remedy)
+    if calibration.weights_sha256 != card.weights_sha256:
+        raise BundleError(f"{folder / CALIBRATION} was fitted for other weights than those in this bundle; {remedy}")
+    return replace(bundle, calibration=calibration, scores=_scores(folder, calibration, remedy))
+
+
+def _scores(folder: Path, calibration: Calibration, remedy: str) -> CalibrationScores:
+    path = folder / SCORES.format(calibration.scores_sha256[:12])
+    content = _read(path)
+    if hashlib.sha256(content).hexdigest() != calibration.scores_sha256:
+        raise BundleError(f"{path} is corrupt: its sha256 is not the one in {CALIBRATION}; {remedy}")
+    try:
+        tensors = safetensors.torch.load(content)
+        return CalibrationScores(
+            tensors["labels"],
+            {
+                name: StrategyScores(
+                    {method: tensors[f"{name}.{method}"] for method in CONFORMAL_METHODS},
+                    *(tensors[f"{name}.{field}"] for field in SCORE_FIELDS),
+                )
+                for name in calibration.strategies
+            },
+        )
+    except (KeyError, safetensors.SafetensorError) as error:
+        raise BundleError(
+            f"{path} does not hold the scores of {CALIBRATION}'s strategies: {error}; {remedy}"
+        ) from error
 
 
 def _network(path: Path, card: Card) -> nn.Module:
@@ -304,17 +257,19 @@ def _sealed(record: Record) -> str:
     return json.dumps(record.model_dump(mode="json") | {"sha256": _digest(record)}, indent=2) + "\n"
 
 
-def _unsealed(path: Path, kind: type[RecordT]) -> RecordT:
+def _unsealed(path: Path, kind: type[RecordT], known: int, remedy: str = "") -> RecordT:
     try:
         fields = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BundleError(f"{path} should hold a JSON object, not {type(fields).__name__}")
-    if isinstance(found := fields.get("format"), int) and found > FORMAT:
+    if isinstance(found := fields.get("format"), int) and found > known:
         raise BundleError(
-            f"{path} has format {found}, this release reads up to {FORMAT}: it was written by a newer release; upgrade"
+            f"{path} has format {found}, this release reads up to {known}: it was written by a newer release; upgrade"
         )
+    if isinstance(found, int) and found < known:
+        raise BundleError(f"{path} has format {found}: it was written by an older release; {remedy}")
     seal = fields.pop("sha256", None)
     try:
         record = kind.model_validate(fields)

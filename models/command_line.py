@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.text import Text
 
 from models.bundle import BundleError
 
-__all__ = ["NumberList", "error_console", "progress_bar", "run"]
+__all__ = ["NameList", "NumberList", "error_console", "progress_bar", "run"]
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -83,6 +84,24 @@ class NumberList(click.ParamType[tuple[float, ...]]):
             return tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers separated by commas", param, ctx)
+
+
+class NameList(click.ParamType[tuple[str, ...]]):
+    """Names out of ``known``, separated by commas."""
+
+    name = "name,..."
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(str(value).split(","))
+        for name in names:
+            if name not in self.known:
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
+        return names
 
 
 class _RateColumn(ProgressColumn):

@@ -10,19 +10,26 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["new_folder", "write_bytes", "write_text"]
+__all__ = ["new_file", "new_folder", "write_bytes", "write_text"]
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Create or replace ``path`` with ``content`` in one step."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file, open for writing, that becomes ``path`` when the block ends without an exception.
+
+    An existing file is replaced in one step. After an exception, an interrupt included, it is as it was and nothing
+    else is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(_permissions(0o666))
@@ -30,6 +37,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Create or replace ``path`` with ``content`` in one step."""
+    with new_file(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -41,9 +54,10 @@ def write_text(path: Path, content: str) -> None:
 def new_folder(path: Path, *, replaceable: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``path`` when the block ends without an exception.
 
-    An existing folder is replaced only if all it holds are files with the names in ``replaceable``, so that nothing
-    else is ever lost; otherwise ``FileExistsError`` is raised, before the block runs and again before replacing. If
-    the renaming fails the old folder is put back. After an exception, an interrupt included, nothing is left behind.
+    An existing folder is replaced only if all it holds are files whose names match the patterns in ``replaceable``, so
+    that nothing else is ever lost; otherwise ``FileExistsError`` is raised, before the block runs and again before
+    replacing. If the renaming fails the old folder is put back. After an exception, an interrupt included, nothing is
+    left behind.
     """
     path = path.absolute()
     _refuse_unless_replaceable(path, replaceable)
@@ -73,7 +87,11 @@ def _refuse_unless_replaceable(path: Path, replaceable: Collection[str]) -> None
         raise FileExistsError(f"{path} exists and is not a folder")
     if path.is_mount():
         raise FileExistsError(f"{path} is a mount point, which can't be replaced; name a new folder inside it")
-    foreign = sorted(entry.name for entry in path.iterdir() if entry.is_dir() or entry.name not in replaceable)
+    foreign = sorted(
+        entry.name
+        for entry in path.iterdir()
+        if entry.is_dir() or not any(fnmatchcase(entry.name, pattern) for pattern in replaceable)
+    )
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise FileExistsError(f"{path} exists and would not be replaced, because it holds {shown}")

@@ -24,7 +24,8 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import images, metrics
+from models import pictures
+from service import metrics
 from service.errors import ErrorResponse, RequestError, from_status, from_validation
 from service.wire import DECODED, Decoded, ImageOptions, ImageRequest, PredictRequest
 
@@ -67,7 +68,10 @@ def _decode_image(body: bytes, query: str) -> Decoded:
     if len(set(names)) < len(names):
         raise RequestError(HTTPStatus.BAD_REQUEST, "each query parameter may be given once")
     options = ImageOptions.model_validate(dict(pairs))
-    return ImageRequest(image=images.decode(body, options.invert), options=options)
+    try:
+        return ImageRequest(image=pictures.decode(body, options.invert), options=options)
+    except pictures.PictureError as error:
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
 
 
 ENTRANCES: Mapping[str, Entrance] = {

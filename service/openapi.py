@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from models.pictures import MAX_PIXELS, SIDE
 from service.door import MAX_BODY_BYTES
 from service.errors import MESSAGES, ErrorBody
-from service.images import MAX_PIXELS
-from service.wire import SIDE, ImageOptions, ModelResponse, PredictRequest, PredictResponse
+from service.wire import ImageOptions, ModelResponse, PredictRequest, PredictResponse
 
 __all__ = ["document"]
 

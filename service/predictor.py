@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import get_args
 
@@ -11,17 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from calibration import strategies
+from calibration.answers import DECIMALS, answers
 from calibration.masks import DEFAULT_DESIGN
-from calibration.predictive import PredictiveDistribution
 from calibration.subnetworks import SubnetworkEnsemble
 from models.bundle import Bundle
-from service.wire import ModelName, ModelResponse, Prediction, PredictResponse, StrategyName, Uncertainty
+from service.wire import ModelName, ModelResponse, Prediction, PredictResponse, StrategyName
 
 __all__ = ["Predictor"]
 
 PREPARED_ENSEMBLES = 4
 """Numbers of sub-networks kept compiled; that of 1,024 takes some 80 MB for the shipped model."""
-DECIMALS = 6
 
 
 class Predictor:
@@ -58,14 +56,15 @@ class Predictor:
         :class:`~calibration.subnetworks.NoActiveDropoutError` where the strategy needs dropout and there is none.
         """
         prepared = self._prepared(strategy, samples)
-        temperature = self.bundle.temperature(strategy)
-        distribution = prepared(self.bundle.prepare(torch.from_numpy(pixels)), temperature)
+        scaling = self.bundle.scaling(strategy)
+        distribution = prepared(self.bundle.prepare(torch.from_numpy(pixels)), scaling)
+        found = answers(distribution, self.bundle.card.classes, prepared.members)
         return PredictResponse(
             model=ModelName(name=self.bundle.card.name, version=self.bundle.version),
             strategy=strategy,
             samples=prepared.samples,
-            temperature=round(temperature, DECIMALS),
-            predictions=_predictions(distribution, self.bundle.card.classes),
+            temperature=round(scaling.temperature, DECIMALS),
+            predictions=[Prediction.model_validate(answer) for answer in found],
         )
 
     def _prepared(self, strategy: StrategyName, samples: int) -> strategies.Strategy:
@@ -82,30 +81,3 @@ class Predictor:
             design=self._design,
             last_layer_only=last_layer_only,
         )
-
-
-def _predictions(distribution: PredictiveDistribution, classes: tuple[str, ...]) -> list[Prediction]:
-    several = distribution.samples > 1
-    mean = distribution.mean
-    winners = mean.argmax(1)
-    errors = distribution.standard_error.gather(1, winners.unsqueeze(1)).squeeze(1)
-    columns = [
-        winners, distribution.predictive_entropy, distribution.expected_entropy, distribution.mutual_information, errors
-    ]  # fmt: skip
-    return [
-        Prediction(
-            label=classes[winner],
-            class_index=winner,
-            confidence=probabilities[winner],
-            probabilities=dict(zip(classes, probabilities, strict=True)),
-            uncertainty=Uncertainty(
-                total=round(total, DECIMALS),
-                aleatoric=round(aleatoric, DECIMALS) if several else None,
-                epistemic=round(epistemic, DECIMALS) if several else None,
-            ),
-            standard_error=round(error, DECIMALS) if math.isfinite(error) else None,
-        )
-        for probabilities, winner, total, aleatoric, epistemic, error in zip(
-            mean.double().round(decimals=DECIMALS).tolist(), *(column.tolist() for column in columns), strict=True
-        )
-    ]

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaH
 from pydantic_core import CoreSchema
 from starlette.requests import Request
 
+from models.pictures import SIDE
+
 __all__ = [
     "DECODED",
     "MAX_INSTANCES",
-    "SIDE",
     "ImageOptions",
     "ImageRequest",
     "ModelResponse",
@@ -24,7 +25,6 @@ __all__ = [
     "Prediction",
 ]
 
-SIDE = 28
 MAX_INSTANCES = 256
 DECODED = "dropout_uncertainty.decoded"
 """Where in the ASGI scope the door leaves the decoded request."""
@@ -175,7 +175,7 @@ class PredictResponse(IODescriptor):
     model: ModelName
     strategy: StrategyName
     samples: int = Field(description="sub-networks sampled; 1 for weight_scaling and moment_propagation")
-    temperature: float = Field(description="the calibration applied to the mean prediction; 1 if uncalibrated")
+    temperature: float = Field(description="of the calibration; 1 if uncalibrated")
     predictions: list[Prediction]
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """``python -m MODULE ARGUMENTS...`` in the project's root."""
+def run(
+    module: str, *arguments: str | Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``python -m MODULE ARGUMENTS...`` in the project's root, with ``environment`` added to this one."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
+        env={**os.environ, **(environment or {})},
+    )  # fmt: skip
 
 
 def refused(module: str, *arguments: str | Path, code: int) -> str:

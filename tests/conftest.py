@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import bundle, networks, storage
+from models import bundle, networks, records, storage
 from tests.serving import serving
 from training import data
 
@@ -32,16 +32,16 @@ def write_bundle(
     network = networks.build(network_name, arguments, seed=seed).eval()
     card = {
         "name": folder.name,
-        "network": bundle.NetworkRecord(
+        "network": records.NetworkRecord(
             name=network_name, arguments=arguments or {}, parameters=sum(p.numel() for p in network.parameters())
         ),
         "classes": data.CLASSES,
-        "input": bundle.InputRecord(),
-        "training": bundle.TrainingRecord(
+        "input": records.InputRecord(),
+        "training": records.TrainingRecord(
             optimizer="adam", learning_rate=0.001, batch_size=64, epochs=1, seed=seed, early_stopping=False,
             patience=3, epochs_run=1, best_epoch=1, stopped="completed",
         ),
-        "data": bundle.DataRecord(
+        "data": records.DataRecord(
             name=data.NAME, sha256=data.CHECKSUMS, split_seed=0, train=50_000, validation=5_000, calibration=5_000
         ),
         "metrics": {"test_accuracy": 0.1},

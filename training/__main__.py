@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-from torch import nn
 
 from models import bundle, networks, storage
 from models.command_line import NumberList, error_console, progress_bar, run
-from training import data
-from training.curves import save_curves
-from training.fit import DivergedError, EpochRecord, Fitted, Recipe, evaluate, fit
+from training import bundling, data, outliers
+from training.fit import DivergedError, EpochRecord, Recipe
 from training.options import MAX_SEED, data_option
-
-HISTORY, CURVES = "history.json", "curves.png"
-BUNDLE_FILES = (bundle.WEIGHTS, bundle.CARD, bundle.CALIBRATION, HISTORY, CURVES)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,10 +23,17 @@ def main() -> None:
 @main.command("data")
 @data_option
 def data_command(data_folder: Path | None) -> None:
-    """Find or fetch Fashion-MNIST, and verify it."""
+    """Find or fetch Fashion-MNIST, and verify it; MNIST too, which the calibration report can do without."""
     with error_console().status(f"Finding or fetching {data.NAME}"):
         root = data.fetch(data_folder)
     click.echo(f"{data.NAME}: 60,000 training and 10,000 test images, checksums verified, in {root}")
+    try:
+        with error_console().status("Finding or fetching MNIST"):
+            path = outliers.fetch_mnist()
+    except (data.DataError, OSError) as error:
+        click.echo(f"Warning: the calibration report will lack MNIST as out-of-distribution images: {error}", err=True)
+    else:
+        click.echo(f"MNIST: 10,000 test images, checksum verified, in {path}")
 
 
 @main.command("fit")
@@ -98,62 +99,71 @@ def fit_command(
     chosen = {"dropout": dropout, "hidden_widths": hidden_widths}
     arguments = {key: list(value) for key, value in chosen.items() if value is not None}
     try:
-        network = networks.build(network_name, arguments, seed=seed)
+        networks.build(network_name, arguments)
         recipe = Recipe(epochs, lr, batch_size, seed, early_stopping, patience)
     except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context()) from error
     try:
-        with storage.new_folder(out, replaceable=BUNDLE_FILES if overwrite else ()) as folder:
+        with storage.new_folder(out, replaceable=bundling.BUNDLE_FILES if overwrite else ()) as folder:
             splits = data.load(data_folder, split_seed=split_seed)
-            record = bundle.InputRecord()
-            diverged = None
-            try:
-                fitted = _fit_with_progress(network, splits, recipe, record, network_name)
-            except DivergedError as error:
-                if not error.fitted.history:
-                    raise
-                diverged, fitted = error, error.fitted
-            network_record = bundle.NetworkRecord(
-                name=network_name,
-                arguments=arguments,
-                parameters=sum(p.numel() for p in network.parameters()),
-            )
-            card = _card(
-                name=name or out.absolute().name,
-                network_record=network_record,
-                network=network,
+            trained = _train(
+                folder, name=name or out.absolute().name, network_name=network_name, arguments=arguments, recipe=recipe,
                 splits=splits,
-                recipe=recipe,
-                fitted=fitted,
-                record=record,
-            )
-            bundle.write(folder, network, card)
-            history = {"recipe": asdict(recipe), **asdict(fitted)}
-            storage.write_text(folder / HISTORY, json.dumps(history, indent=2) + "\n")
-            save_curves(fitted.history, fitted.best_epoch, network_name, folder / CURVES)
+            )  # fmt: skip
     except FileExistsError as error:
         hint = "" if overwrite else "; choose another --out, or replace a bundle with --overwrite"
         raise click.ClickException(f"{error}{hint}") from error
-    if diverged:
+    fitted = trained.fitted
+    if trained.diverged:
         raise click.ClickException(
-            f"{diverged}; the weights of epoch {fitted.best_epoch} are kept in {out}. A lower --lr may help"
+            f"{trained.diverged}; the weights of epoch {fitted.best_epoch} are kept in {out}. A lower --lr may help"
         )
     if fitted.stopped == "early":
         click.echo(f"Stopped early after epoch {len(fitted.history)}; restored epoch {fitted.best_epoch}.")
     elif fitted.best_epoch < len(fitted.history):
         click.echo(f"Restored epoch {fitted.best_epoch} of {len(fitted.history)}, the best by validation loss.")
-    click.echo(f"Test accuracy {card['metrics']['test_accuracy']:.4f}. Wrote {out}.")
+    click.echo(f"Test accuracy {trained.card.metrics['test_accuracy']:.4f}. Wrote {out}.")
 
 
-def _fit_with_progress(
-    network: nn.Module,
+@main.command("ensemble")
+@click.argument("bundle_name", metavar="BUNDLE")
+@click.option("--members", type=click.IntRange(min=2), default=5, show_default=True, help="Networks to train.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help=f"Folder of the members' bundles.  [default: {bundling.ENSEMBLES}/ and BUNDLE's name]",
+)
+@data_option
+def ensemble_command(*, bundle_name: str, members: int, out: Path | None, data_folder: Path | None) -> None:
+    """Train a deep ensemble: networks as BUNDLE's, by its recipe, from other seeds.
+
+    The calibration report sets it beside BUNDLE's sub-networks. Members that are in the folder already, from an earlier
+    or an interrupted run, are kept.
+    """
+    card = bundle.load(bundle_name, calibrated=False).card
+    out = out or bundling.ENSEMBLES / card.name
+    splits = data.load(data_folder, split_seed=card.data.split_seed)
+    for seed in range(card.training.seed + 1, card.training.seed + 1 + members):
+        folder = bundling.member_folder(out, seed)
+        if folder.exists():
+            bundling.load_member(folder, card)
+            click.echo(f"{folder} is trained already.")
+            continue
+        with storage.new_folder(folder) as temporary:
+            trained = _train(
+                temporary, name=f"{card.name}-seed-{seed}", network_name=card.network.name,
+                arguments=card.network.arguments, recipe=bundling.recipe_of(card, seed), splits=splits,
+            )  # fmt: skip
+        click.echo(f"Test accuracy {trained.card.metrics['test_accuracy']:.4f}. Wrote {folder}.")
+
+
+def _train(
+    folder: Path, *, name: str, network_name: str, arguments: Mapping[str, Any], recipe: Recipe,
     splits: data.FashionMNISTSplits,
-    recipe: Recipe,
-    record: bundle.InputRecord,
-    title: str,
-) -> Fitted:
+) -> bundling.Trained:  # fmt: skip
+    """Train with a progress bar."""
     with progress_bar("images") as progress:
-        task = progress.add_task(title, total=recipe.epochs * len(splits.train))
+        task = progress.add_task(network_name, total=recipe.epochs * len(splits.train))
 
         def report(epoch: EpochRecord) -> None:
             progress.console.print(
@@ -162,45 +172,10 @@ def _fit_with_progress(
                 f"{epoch.validation_accuracy:.4f}  {epoch.seconds:.2f} s",
             )
 
-        return fit(
-            network,
-            splits.train,
-            splits.validation,
-            recipe,
-            prepare=lambda pixels: bundle.normalise(pixels, record),
-            on_batch=lambda images: progress.advance(task, images),
-            on_epoch=report,
-        )
-
-
-def _card(
-    *,
-    name: str, network_record: bundle.NetworkRecord, network: nn.Module, splits: data.FashionMNISTSplits,
-    recipe: Recipe, fitted: Fitted, record: bundle.InputRecord,
-) -> dict[str, Any]:  # fmt: skip
-    best = fitted.history[fitted.best_epoch - 1]
-    test_loss, test_accuracy = evaluate(network, bundle.normalise(splits.test.pixels, record), splits.test.labels)
-    return {
-        "name": name,
-        "network": network_record,
-        "classes": data.CLASSES,
-        "input": record,
-        "training": bundle.TrainingRecord(
-            optimizer="adam", **asdict(recipe), epochs_run=len(fitted.history), best_epoch=fitted.best_epoch,
-            stopped=fitted.stopped,
-        ),
-        "data": bundle.DataRecord(
-            name=data.NAME, sha256=data.CHECKSUMS, split_seed=splits.split_seed, train=len(splits.train),
-            validation=len(splits.validation), calibration=len(splits.calibration),
-        ),
-        "metrics": {
-            "validation_loss": best.validation_loss,
-            "validation_accuracy": best.validation_accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        },
-        "versions": bundle.software_versions(),
-    }  # fmt: skip
+        return bundling.train(
+            folder, name=name, network_name=network_name, arguments=arguments, recipe=recipe, splits=splits,
+            on_batch=lambda images: progress.advance(task, images), on_epoch=report,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -31,9 +31,12 @@ __all__ = [
     "DataError",
     "FashionMNISTSplits",
     "LabelledImages",
+    "bounded_silence",
     "fetch",
+    "last_line",
     "load",
     "load_test",
+    "read_verified",
 ]
 
 NAME = "Fashion-MNIST"
@@ -139,7 +142,7 @@ def fetch(folder: Path | None = None) -> Path:
             with source() as raw:
                 return _install(raw)
         except (DataError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-            failures.append(f"{name}: {_last_line(error)}")
+            failures.append(f"{name}: {last_line(error)}")
     raise DataError(
         f"{NAME} is neither in {PROJECT_FOLDER} nor in {DEBIAN_FOLDER}, and could not be fetched. "
         + "; ".join(failures)
@@ -165,38 +168,41 @@ def _first_missing(folder: Path) -> str:
 def _install(raw: Path) -> Path:
     """Verify the files in ``raw``; unless torchvision can read them there, unpack them into the project's folder."""
     if raw.parent.name == "FashionMNIST" and raw.name == "raw" and all((raw / file).exists() for file in CHECKSUMS):
-        for file in CHECKSUMS:
-            _verify(raw / file, (raw / file).read_bytes(), file)
+        for file, checksum in CHECKSUMS.items():
+            read_verified(raw / file, checksum, _remedy(raw / file))
         return raw.parent.parent
     destination = PROJECT_FOLDER / "FashionMNIST" / "raw"
-    for file in CHECKSUMS:
+    for file, checksum in CHECKSUMS.items():
         source = raw / file if (raw / file).exists() else raw / f"{file}.gz"
-        content = _unpacked(source)
-        _verify(source, content, file)
+        content = read_verified(source, checksum, _remedy(source))
         if not _has_checksum(destination / file, file):
             storage.write_bytes(destination / file, content)
     return PROJECT_FOLDER
 
 
-def _unpacked(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is truncated or not a gzip file ({error}). {_remedy(path)}") from error
+def read_verified(path: Path, sha256: str, remedy: str) -> bytes:
+    """The content of ``path``, unpacked if its name ends in .gz.
+
+    Raises :class:`DataError`, which names ``path`` and ends with ``remedy``, unless the unpacked content has the
+    checksum ``sha256``.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{path} is truncated or not a gzip file ({error}). {remedy}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"{path} is truncated or altered: its {len(content):,} bytes have SHA-256 {found}, "
+            f"expected {sha256}. {remedy}"
+        )
+    return content
 
 
 def _has_checksum(path: Path, file: str) -> bool:
     return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == CHECKSUMS[file]
-
-
-def _verify(path: Path, content: bytes, file: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != CHECKSUMS[file]:
-        raise DataError(
-            f"{path} is truncated or altered: its {len(content):,} bytes have SHA-256 {found}, "
-            f"expected {CHECKSUMS[file]}. {_remedy(path)}"
-        )
 
 
 def _remedy(path: Path) -> str:
@@ -207,14 +213,21 @@ def _remedy(path: Path) -> str:
 def _torchvision_download() -> Iterator[Path]:
     from training.torchvision_compat import FashionMNIST  # noqa: PLC0415  (takes seconds to import)
 
-    silence = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory() as folder:
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-        try:
+        with bounded_silence(DOWNLOAD_TIMEOUT):
             FashionMNIST(folder, download=True)
-        finally:
-            socket.setdefaulttimeout(silence)
         yield Path(folder) / "FashionMNIST" / "raw"
+
+
+@contextmanager
+def bounded_silence(seconds: float) -> Iterator[None]:
+    """Within it, a new socket that stays silent for ``seconds`` raises ``TimeoutError``."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextmanager
@@ -249,7 +262,8 @@ def _run(command: list[str], folder: str) -> None:
         raise RuntimeError(f"`{command[0]}` ended with {done.returncode}: {done.stderr.strip()}")
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """The last line of the message, or the exception's name if it has none: the cause, in torchvision's and apt's."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["FashionMNIST", "transforms"]
+__all__ = ["MNIST", "FashionMNIST", "transforms"]
 
 
 def _declare_missing_operators() -> torch.library.Library | None:
@@ -33,4 +33,4 @@ def _declare_missing_operators() -> torch.library.Library | None:
 _library = _declare_missing_operators()
 
 from torchvision import transforms  # noqa: E402
-from torchvision.datasets import FashionMNIST  # noqa: E402
+from torchvision.datasets import MNIST, FashionMNIST  # noqa: E402

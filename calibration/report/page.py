@@ -4,83 +4,66 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from calibration.report import figures
+from calibration.report.conclusions import conclusions, model_conclusions, named
+from calibration.report.figures import Picture, slug
+from calibration.report.pictures import enumeration_picture, model_pictures
+from calibration.report.schema import Estimate, Report
 from models import storage
 
 __all__ = ["FILES", "write"]
 
-FILES = ("report.json", "report.html", "reliability.svg", "reliability.png")
+FILES = ("report.json", "report.html", "figure-*.svg", "figure-*.png")
+"""What a report's folder holds, as patterns of names."""
 
 
-def write(report: dict[str, Any], pixels: Tensor, folder: Path) -> None:
+def write(report: Report, pixels: Tensor, folder: Path, *, on_picture: Callable[[], None] = lambda: None) -> None:
     """Write :data:`FILES` into ``folder``, which should come from :func:`models.storage.new_folder`.
 
-    ``pixels`` uint8 ``[N, 28, 28]`` are the test images that the gallery's indices refer to.
+    ``pixels`` uint8 ``[N, 28, 28]`` are the test images that the galleries' indices refer to.
     """
-    drawing = figures.reliability(report["strategies"])
-    svg = figures.as_svg(drawing)
+    pictures: dict[str, dict[str, Picture]] = {}
+    for model in report.models:
+        pictures[model.name] = model_pictures(model)
+        on_picture()
+    enumeration = enumeration_picture(report.enumeration) if report.enumeration else None
     environment = Environment(
         loader=PackageLoader("calibration.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters |= {"named": named, "estimate": _estimate, "percent": _percent, "svg": Markup, "slug": slug}
     page = environment.get_template("page.html.j2").render(
         report=report,
         conclusions=conclusions(report),
-        reliability=svg,
+        said={model.name: model_conclusions(model) for model in report.models},
+        pictures=pictures,
+        enumeration=enumeration,
         image=lambda index: _data_uri(pixels[index]),
     )
-    storage.write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    storage.write_text(folder / "report.json", report.model_dump_json(by_alias=True, indent=1) + "\n")
     storage.write_text(folder / "report.html", page)
-    storage.write_text(folder / "reliability.svg", svg)
-    storage.write_bytes(folder / "reliability.png", figures.as_png(drawing))
+    drawn = [picture for own in pictures.values() for picture in own.values()]
+    for picture in [*drawn, *([enumeration] if enumeration else [])]:
+        for panel in picture.panels:
+            storage.write_text(folder / f"figure-{panel.name}.svg", panel.svg)
+            storage.write_bytes(folder / f"figure-{panel.name}.png", panel.png)
 
 
-def conclusions(report: dict[str, Any]) -> list[str]:
-    """What the figures say, in sentences computed from them; nothing is said that they don't show."""
-    sentences = []
-    sections = report["strategies"]
-    for name, difference in report["comparison"].items():
-        sentences.append(
-            f"{_named(name, sections[name]['samples'])} against weight_scaling, both calibrated: "
-            f"{_verdict(difference['accuracy'], 100, 'percentage points of accuracy', higher_is_better=True)}; "
-            f"{_verdict(difference['nll'], 1, 'nats of NLL', higher_is_better=False)}."
-        )
-    for name, section in sections.items():
-        raw, temperature = section["raw"], section["temperature"]
-        gap = sum(
-            count * (confidence - accuracy)
-            for count, confidence, accuracy in zip(
-                *(raw["reliability"][key] for key in ("count", "confidence", "accuracy")), strict=True
-            )
-        ) / sum(raw["reliability"]["count"])
-        direction = "over" if gap > 0 else "under"
-        sentences.append(
-            f"{name} before calibration is {direction}-confident by {abs(gap):.3f} on average; temperature "
-            f"{temperature:.2f} takes its ECE from {raw['ece']:.3f} to {section['calibrated']['ece']:.3f}."
-        )
-    return sentences
+def _estimate(value: Estimate, digits: int = 4, scale: float = 1, sign: str = "-") -> Markup:
+    """With its interval in small print."""
+    parts = (f"{scale * part:{sign}.{digits}f}".replace("-", "−") for part in (value.value, value.low, value.high))
+    return Markup('{} <span class="interval">{} to {}</span>').format(*parts)
 
 
-def _named(strategy: str, samples: int) -> str:
-    return f"{strategy} with {samples} sub-networks" if samples > 1 else strategy
-
-
-def _verdict(difference: dict[str, Any], scale: float, unit: str, *, higher_is_better: bool) -> str:
-    low, high = (bound * scale for bound in difference["interval"])
-    value = f"{difference['difference'] * scale:+.3f} {unit} (95 % interval {low:+.3f} to {high:+.3f})".replace(
-        "-", "−"
-    )
-    if low <= 0 <= high:
-        return f"{value}, not distinguishable"
-    return f"{value}, {'better' if (low > 0) == higher_is_better else 'worse'}"
+def _percent(value: Estimate, sign: str = "-") -> Markup:
+    return _estimate(value, 2, 100, sign)
 
 
 def _data_uri(pixels: Tensor) -> str:

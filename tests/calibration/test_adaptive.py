@@ -10,6 +10,7 @@ from calibration.predictive import PredictiveDistribution, temper
 from calibration.strategies import mc_dropout
 from calibration.subnetworks import SubnetworkEnsemble
 from models.bundle import Bundle
+from models.records import Scaling
 from training.data import FashionMNISTSplits
 
 
@@ -45,7 +46,7 @@ def test_an_answer_is_that_of_the_first_subnetworks(
     shipped: Bundle, fashion: FashionMNISTSplits, ensemble: SubnetworkEnsemble
 ) -> None:
     inputs = shipped.prepare(fashion.test.pixels[:300])
-    found = predict_adaptively(ensemble, inputs, 0.7)
+    found = predict_adaptively(ensemble, inputs, Scaling(temperature=0.7))
     members = ensemble.logits(inputs).softmax(-1)
     assert set(found.samples.tolist()) > {16, 32, 64}
     for index, samples in enumerate(found.samples.tolist()):
@@ -71,11 +72,13 @@ def test_a_threshold_is_a_decision_too(
     shipped: Bundle, fashion: FashionMNISTSplits, ensemble: SubnetworkEnsemble
 ) -> None:
     inputs = shipped.prepare(fashion.test.pixels[:1000])
-    temperature = shipped.temperature("mc_dropout")
+    scaling = shipped.scaling("mc_dropout")
     banks = (SubnetworkEnsemble(shipped.network, (28, 28), samples=1024, seed=seed) for seed in range(90, 98))
-    truth = temper(torch.stack([mc_dropout(bank).summarise(inputs).pooled for bank in banks]).mean(0), temperature)
-    plain = predict_adaptively(ensemble, inputs, temperature)
-    found = predict_adaptively(ensemble, inputs, temperature, threshold=0.8)
+    truth = temper(
+        torch.stack([mc_dropout(bank).summarise(inputs).pooled for bank in banks]).mean(0), scaling.temperature
+    )
+    plain = predict_adaptively(ensemble, inputs, scaling)
+    found = predict_adaptively(ensemble, inputs, scaling, threshold=0.8)
     assert found.samples.double().mean() > plain.samples.double().mean()
     same = (found.summary.mean.amax(1) > 0.8) == (truth.amax(1) > 0.8)
     assert same[found.settled].double().mean() >= 0.999

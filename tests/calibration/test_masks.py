@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from calibration.masks import DESIGNS, LayerMask, MaskBank
-from models.bundle import MaskDesign
+from models.records import MaskDesign
 from tests.calibration.reference import every_subnetwork, masked_forward
 
 LAYERS = {"input": LayerMask(0.2, (784,)), "hidden": LayerMask(0.5, (30, 4))}

@@ -11,7 +11,8 @@ from torch import Tensor
 from calibration.masks import DESIGNS
 from calibration.predictive import PredictiveDistribution, PredictiveSummary, entropy, temper
 from calibration.subnetworks import SubnetworkEnsemble
-from models.bundle import Bundle, MaskDesign
+from models.bundle import Bundle
+from models.records import MaskDesign
 from training.data import FashionMNISTSplits
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from calibration import strategies
 from calibration.subnetworks import NoActiveDropoutError
 from models import networks
+from models.records import Scaling
 from service.wire import StrategyName
 from tests.calibration.reference import every_subnetwork
 
@@ -88,7 +89,7 @@ def test_the_last_layer_is_sampled_alone(enumerable: nn.Sequential) -> None:
 def test_a_deep_ensemble_is_its_networks() -> None:
     members = [networks.build("ReLUNet", seed=seed).eval() for seed in range(5)]
     inputs = torch.randn(7, 28, 28)
-    found = strategies.deep_ensemble(members)(inputs, 0.8)
+    found = strategies.deep_ensemble(members)(inputs, Scaling(temperature=0.8))
     with torch.inference_mode():
         probabilities = torch.stack([member(inputs).softmax(-1) for member in members])
     torch.testing.assert_close(found.members, probabilities)
@@ -114,10 +115,10 @@ def test_a_summary_needs_no_members(name: str, monkeypatch: pytest.MonkeyPatch) 
     network = networks.build("RandomDropoutModel", seed=0).eval()
     strategy = strategies.build(name, network, (28, 28))
     inputs = torch.randn(90, 28, 28)
-    expected = strategy(inputs, 0.7).summary()
+    expected = strategy(inputs, Scaling(temperature=0.7)).summary()
     monkeypatch.setattr(strategies, "MEMBERS_AT_ONCE", 20 * max(strategy.members, strategy.samples))
     steps: list[int] = []
-    found = strategy.summarise(inputs, 0.7, on_images=steps.append)
+    found = strategy.summarise(inputs, Scaling(temperature=0.7), on_images=steps.append)
     assert steps == [20, 20, 20, 20, 10]
     for field in vars(expected):
         torch.testing.assert_close(
@@ -139,8 +140,24 @@ def test_the_temperature_is_applied() -> None:
     network = networks.build("RandomDropoutModel", seed=0).eval()
     strategy = strategies.build("mc_dropout", network, (28, 28))
     inputs = torch.randn(3, 28, 28)
-    sharp, plain = strategy(inputs, 0.5).mean, strategy(inputs).mean
+    sharp, plain = strategy(inputs, Scaling(temperature=0.5)).mean, strategy(inputs).mean
     torch.testing.assert_close(sharp, plain.square() / plain.square().sum(-1, keepdim=True))
+    before_pooling = strategy(inputs, Scaling(temperature=0.5, order="calibrate_then_pool"))
+    torch.testing.assert_close(before_pooling.mean, (2 * strategy.logits(inputs)).softmax(-1).mean(0))
+    total = before_pooling.expected_entropy + before_pooling.mutual_information
+    torch.testing.assert_close(before_pooling.predictive_entropy, total)
+
+
+@pytest.mark.parametrize("name", ["weight_scaling", "geometric_mean"])
+def test_the_order_makes_no_difference_to_a_single_distribution(name: str) -> None:
+    network = networks.build("RandomDropoutModel", seed=0).eval()
+    strategy = strategies.build(name, network, (28, 28))
+    inputs = torch.randn(3, 28, 28)
+    first, last = (
+        strategy(inputs, Scaling(temperature=0.5, order=order)).mean
+        for order in ("pool_then_calibrate", "calibrate_then_pool")
+    )
+    torch.testing.assert_close(first, last)
 
 
 def test_a_network_without_dropout_allows_weight_scaling_alone() -> None:

@@ -14,8 +14,8 @@ from calibration.masks import DESIGNS
 from calibration.sites import DROPOUT
 from calibration.subnetworks import SubnetworkEnsemble, UnsupportedNetworkError
 from models import networks
-from models.bundle import MaskDesign
 from models.noise import Dropout, GaussianDropout
+from models.records import MaskDesign
 from tests.calibration.reference import dropped, masked_forward
 
 KINDS: list[type[nn.Module]] = [nn.Dropout, Dropout, GaussianDropout, nn.AlphaDropout]

@@ -10,8 +10,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle
-from models.bundle import BundleError, Calibration, TemperatureRecord
+from models import bundle, records
+from models.bundle import BundleError
+from models.records import (
+    CONFORMAL_METHODS,
+    AbstentionRecord,
+    Calibration,
+    CalibrationScores,
+    Scaling,
+    StrategyCalibration,
+    StrategyScores,
+)
 from tests.conftest import write_bundle
 
 
@@ -21,20 +30,34 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "tiny"
     write_bundle(path, "YourDropoutModel", {"dropout": [0.1, 0.2], "hidden_widths": [8]})
     loaded = bundle.load(path)
-    bundle.save_calibration(loaded, calibration_for(loaded))
+    bundle.save_calibration(loaded, *calibration_for(loaded))
     return path
 
 
-def calibration_for(loaded: bundle.Bundle, temperature: float = 0.7) -> Calibration:
-    return Calibration(
+def calibration_for(loaded: bundle.Bundle, temperature: float = 0.7) -> tuple[Calibration, CalibrationScores]:
+    calibration = Calibration(
         weights_sha256=loaded.card.weights_sha256,
         images=5000,
         samples=64,
         seed=0,
         design="orthogonal",
-        strategies={"mc_dropout": TemperatureRecord(temperature=temperature, nll_before=0.5, nll_after=0.4)},
+        strategies={
+            "mc_dropout": StrategyCalibration(
+                scaling=Scaling(temperature=temperature), nll_before=0.5, nll_after=0.4,
+                cross_validated_nll={"pool_then_calibrate": 0.4},
+                abstention=(
+                    AbstentionRecord(
+                        target_error=0.1, delta=0.05, threshold=0.2, error_bound=0.09, coverage=0.8,
+                        selective_error=0.08,
+                    ),
+                ),
+            )
+        },
         versions={},
-    )
+    )  # fmt: skip
+    values = torch.linspace(0, temperature, 5)
+    scores = StrategyScores(dict.fromkeys(CONFORMAL_METHODS, values + 1), values, values > 0.3, 2 * values, 3 * values)
+    return calibration, CalibrationScores(torch.arange(5), {"mc_dropout": scores})
 
 
 def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
@@ -49,7 +72,7 @@ def test_what_is_loaded_is_what_was_written(tmp_path: Path) -> None:
     assert loaded.card.network.name == "RandomDropoutModel"
     assert loaded.card.classes[9] == "Ankle boot"
     assert loaded.calibration is None
-    assert loaded.temperature("mc_dropout") == 1.0
+    assert loaded.scaling("mc_dropout") == Scaling()
     assert not loaded.network.training
     inputs = torch.randn(4, 28, 28)
     assert torch.equal(loaded.network(inputs), written(inputs))
@@ -57,10 +80,37 @@ def test_what_is_loaded_is_what_was_written(tmp_path: Path) -> None:
 
 def test_calibration_is_stored_and_changes_the_version(folder: Path) -> None:
     loaded = bundle.load(folder)
-    assert loaded.temperature("mc_dropout") == 0.7
-    assert loaded.temperature("weight_scaling") == 1.0
-    other = bundle.save_calibration(loaded, calibration_for(loaded, temperature=0.8))
-    assert bundle.load(folder).version == other.version != loaded.version
+    assert loaded.scaling("mc_dropout") == Scaling(temperature=0.7)
+    assert loaded.scaling("weight_scaling").temperature == 1
+    other = bundle.save_calibration(loaded, *calibration_for(loaded, temperature=0.8))
+    again = bundle.load(folder)
+    assert again.version == other.version != loaded.version
+    assert again.calibration == other.calibration
+    assert len(list(folder.glob("calibration-*"))) == 1, "the scores before are gone"
+    assert again.scores is not None
+    kept, written = again.scores.strategies["mc_dropout"], calibration_for(loaded, temperature=0.8)[1]
+    assert torch.equal(again.scores.labels, written.labels)
+    assert kept.correct.dtype == torch.bool
+    torch.testing.assert_close(vars(kept), vars(written.strategies["mc_dropout"]))
+
+
+def test_the_scores_are_those_of_the_calibration(folder: Path) -> None:
+    path = next(folder.glob("calibration-*"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"calibration-\w+\.safetensors is corrupt.*calibration fit"):
+        bundle.load(folder)
+    path.unlink()
+    with pytest.raises(BundleError, match=r"calibration-\w+\.safetensors is missing"):
+        bundle.load(folder)
+    assert bundle.load(folder, calibrated=False).calibration is None, "so that it can be fitted anew"
+
+
+def test_a_calibration_of_an_older_release_is_named(folder: Path) -> None:
+    edit(folder / "calibration.json", set_key("format", 1))
+    with pytest.raises(BundleError, match=r"written by an older release; fit it anew with `python -m calibration fit"):
+        bundle.load(folder)
 
 
 def test_pixels_are_normalised_as_the_card_says(folder: Path) -> None:
@@ -156,7 +206,7 @@ def resealed_weights(folder: Path, content: bytes) -> None:
     import hashlib
 
     old = json.loads(card)["weights_sha256"]
-    resealed = bundle.Card.model_validate_json(
+    resealed = records.Card.model_validate_json(
         json.dumps({key: value for key, value in json.loads(card).items() if key != "sha256"}).replace(
             old, hashlib.sha256(content).hexdigest()
         )
@@ -196,7 +246,7 @@ def test_weights_that_do_not_fit_are_named(folder: Path, tensors: dict[str, torc
     ("field", "value", "message"),
     [
         ("classes", ("a", "b", "c"), r"card\.json names 3 classes, the network's output is \(1, 10\)"),
-        ("input", bundle.InputRecord(shape=(10, 10)), r"does not take images of \(10, 10\)"),
+        ("input", records.InputRecord(shape=(10, 10)), r"does not take images of \(10, 10\)"),
         ("network", {"parameters": 1}, r"card\.json says 1 parameters, the weights have 6,370"),
     ],
 )
@@ -213,7 +263,7 @@ def test_a_card_that_is_not_of_this_network(folder: Path, field: str, value: obj
 def test_the_version_changes_with_the_card(folder: Path) -> None:
     """A card with another normalisation gives other answers from the same weights."""
     loaded = bundle.load(folder)
-    fields = loaded.card.model_dump(exclude={"weights_sha256", "format"}) | {"input": bundle.InputRecord(std=0.1)}
+    fields = loaded.card.model_dump(exclude={"weights_sha256", "format"}) | {"input": records.InputRecord(std=0.1)}
     bundle.write(folder, loaded.network, fields)
     other = bundle.load(folder)
     assert other.card.weights_sha256 == loaded.card.weights_sha256

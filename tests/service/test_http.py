@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from calibration import strategies
-from calibration.scaling import calibrate
+from calibration.calibrators import calibrate
 from models import bundle
 from tests.conftest import write_bundle
 from tests.service.asking import IMAGE, JSON, png, predict, refusal, with_instances
@@ -56,9 +56,9 @@ def test_answers_are_those_of_the_library(
     pixels = fashion.test.pixels[:5]
     answer = predict(server, pixels, strategy=strategy, samples=samples)
     built = strategies.build(strategy, shipped.network, (28, 28), samples=samples)
-    expected = built(shipped.prepare(pixels), shipped.temperature(strategy))
+    expected = built(shipped.prepare(pixels), shipped.scaling(strategy))
     assert answer["samples"] == (1 if strategy in ("weight_scaling", "moment_propagation") else samples)
-    assert answer["temperature"] == pytest.approx(shipped.temperature(strategy), abs=1e-6)
+    assert answer["temperature"] == pytest.approx(shipped.scaling(strategy).temperature, abs=1e-6)
     for index, prediction in enumerate(answer["predictions"]):
         assert list(prediction["probabilities"].values()) == pytest.approx(expected.mean[index].tolist(), abs=2e-6)
         assert prediction["uncertainty"]["total"] == pytest.approx(float(expected.predictive_entropy[index]), abs=1e-5)
@@ -148,7 +148,7 @@ def test_the_model_describes_itself(server: httpx.Client, shipped: bundle.Bundle
     assert model["strategies"] == STRATEGIES
     assert model["default_samples"] == 64
     assert model["card"]["weights_sha256"] == shipped.card.weights_sha256
-    assert model["calibration"]["strategies"]["mc_dropout"]["temperature"] == shipped.temperature("mc_dropout")
+    assert model["calibration"]["strategies"]["mc_dropout"]["scaling"] == shipped.scaling("mc_dropout").model_dump()
 
 
 def test_health_and_metrics(server: httpx.Client) -> None:
@@ -206,7 +206,7 @@ def test_the_sub_networks_are_those_of_the_calibration(tmp_path: Path, fashion: 
     write_bundle(tmp_path / "mine")
     mine = bundle.load(tmp_path / "mine")
     mine = bundle.save_calibration(
-        mine, calibrate(mine, fashion.calibration[slice(0, 500)], samples=24, seed=7, design="antithetic")
+        mine, *calibrate(mine, fashion.calibration[slice(0, 500)], samples=24, seed=7, design="antithetic")
     )
     pixels = fashion.test.pixels[:3]
     with serving(tmp_path / "log", str(tmp_path / "mine")) as client:
@@ -215,6 +215,6 @@ def test_the_sub_networks_are_those_of_the_calibration(tmp_path: Path, fashion: 
     assert answer["samples"] == 24
     assert document["components"]["schemas"]["PredictRequest"]["properties"]["samples"]["default"] == 24
     strategy = strategies.build("mc_dropout", mine.network, (28, 28), samples=24, seed=7, design="antithetic")
-    expected = strategy(mine.prepare(pixels), mine.temperature("mc_dropout")).mean
+    expected = strategy(mine.prepare(pixels), mine.scaling("mc_dropout")).mean
     for prediction, row in zip(answer["predictions"], expected.tolist(), strict=True):
         assert list(prediction["probabilities"].values()) == pytest.approx(row, abs=2e-6)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 from models import bundle
 from tests.command_line import ROOT, refused, run
+from training.bundling import load_ensemble
 
 
 def test_fit_writes_a_whole_bundle(tmp_path: Path) -> None:
@@ -53,6 +55,33 @@ def test_early_stopping_is_told(tmp_path: Path) -> None:
     assert training.stopped == "early"
     assert training.epochs_run == training.best_epoch + 1
     assert f"Stopped early after epoch {training.epochs_run}; restored epoch {training.best_epoch}." in done.stdout
+
+
+def test_an_ensemble_is_trained_as_the_bundle_was_from_other_seeds(tmp_path: Path) -> None:
+    recipe = ["--dropout", "0.1,0.2", "--hidden-widths", "16", "--lr", "0.01", "--batch-size", "1000", "--epochs", "1"]
+    assert run("training", "fit", "YourDropoutModel", *recipe, "--seed", "4", "--out", tmp_path / "one").returncode == 0
+    arguments: list[str | Path] = ["ensemble", tmp_path / "one", "--members", "2", "--out", tmp_path / "all"]
+    done = run("training", *arguments)
+    assert done.returncode == 0, done.stderr
+    one = bundle.load(tmp_path / "one")
+    members = load_ensemble(tmp_path / "all", one.card)
+    assert [member.card.training.seed for member in members] == [5, 6]
+    assert len({member.card.weights_sha256 for member in [one, *members]}) == 3
+    for member in members:
+        assert member.card.training.model_copy(update={"seed": 4}) == one.card.training
+        assert member.card.network == one.card.network
+
+    # A second run trains what is missing alone, as it was; what is in the way is not touched.
+    shutil.rmtree(tmp_path / "all" / "seed-6")
+    done = run("training", *arguments)
+    assert "seed-5 is trained already" in done.stdout
+    again = load_ensemble(tmp_path / "all", one.card)
+    assert [member.card.weights_sha256 for member in again] == [member.card.weights_sha256 for member in members]
+    shutil.rmtree(tmp_path / "one")
+    assert run("training", "fit", "ReLUNet", "--epochs", "1", "--out", tmp_path / "one").returncode == 0
+    arguments[-1] = tmp_path / "mixed"
+    shutil.copytree(tmp_path / "all" / "seed-6", tmp_path / "mixed" / "seed-1")
+    assert "was not trained as one was" in refused("training", *arguments, code=1)
 
 
 def test_divergence_keeps_the_last_good_weights(tmp_path: Path) -> None:

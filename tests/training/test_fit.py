@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import bundle, networks
+from models import bundle, networks, records
 from training.data import FashionMNISTSplits, LabelledImages
 from training.fit import DivergedError, EpochRecord, Recipe, evaluate, fit
 
 
 def prepare(pixels: Tensor) -> Tensor:
-    return bundle.normalise(pixels, bundle.InputRecord())
+    return bundle.normalise(pixels, records.InputRecord())
 
 
 @pytest.fixture(scope="session")

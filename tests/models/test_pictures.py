@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import struct
-from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from service import images
-from service.errors import RequestError
+from models import pictures
 from training.data import FashionMNISTSplits
 
 
@@ -32,25 +30,25 @@ def garment(size: int = 280, ink: int = 40, paper: int = 250) -> NDArray[np.uint
 
 def test_a_28x28_grey_picture_passes_unchanged(fashion: FashionMNISTSplits) -> None:
     for pixels in fashion.test.pixels[:50].numpy():
-        assert np.array_equal(images.decode(encoded(Image.fromarray(pixels)), "false"), pixels)
+        assert np.array_equal(pictures.decode(encoded(Image.fromarray(pixels)), "false"), pixels)
 
 
 def test_auto_inversion_on_the_real_images(fashion: FashionMNISTSplits) -> None:
     """How many test images does "auto" leave as they are, and turn back when they come inverted?"""
     pixels = fashion.test.pixels[:1000].numpy()
-    as_they_are = [np.array_equal(images.decode(encoded(Image.fromarray(p)), "auto"), p) for p in pixels]
-    inverted = [np.array_equal(images.decode(encoded(Image.fromarray(255 - p)), "auto"), p) for p in pixels]
+    as_they_are = [np.array_equal(pictures.decode(encoded(Image.fromarray(p)), "auto"), p) for p in pixels]
+    inverted = [np.array_equal(pictures.decode(encoded(Image.fromarray(255 - p)), "auto"), p) for p in pixels]
     assert np.mean(as_they_are) > 0.995
     assert np.mean(inverted) > 0.995
 
 
 def test_inversion() -> None:
     light, dark = (encoded(Image.fromarray(values)) for values in (garment(), 255 - garment()))
-    assert images.decode(light, "auto")[0, 0] < 10
-    assert images.decode(dark, "auto")[0, 0] < 10
-    assert images.decode(light, "false")[0, 0] > 240
-    assert images.decode(dark, "true")[0, 0] > 240
-    assert images.decode(light, "auto")[14, 14] == 255 - 40
+    assert pictures.decode(light, "auto")[0, 0] < 10
+    assert pictures.decode(dark, "auto")[0, 0] < 10
+    assert pictures.decode(light, "false")[0, 0] > 240
+    assert pictures.decode(dark, "true")[0, 0] > 240
+    assert pictures.decode(light, "auto")[14, 14] == 255 - 40
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
@@ -62,8 +60,8 @@ def test_every_pixel_format_gives_the_same_picture(mode: str) -> None:
     else:
         picture = Image.fromarray(values).convert(mode)
         kind = "JPEG" if mode == "CMYK" else "PNG"
-    found = images.decode(encoded(picture, kind), "auto").astype(int)
-    expected = images.decode(encoded(Image.fromarray(values)), "auto").astype(int)
+    found = pictures.decode(encoded(picture, kind), "auto").astype(int)
+    expected = pictures.decode(encoded(Image.fromarray(values)), "auto").astype(int)
     assert abs(found - expected).max() <= 3
 
 
@@ -72,14 +70,14 @@ def test_transparent_parts_are_paper() -> None:
     alpha = np.zeros((280, 280), dtype=np.uint8)
     alpha[70:210, 70:210] = 255
     cut_out.putalpha(Image.fromarray(alpha))
-    decoded = images.decode(encoded(cut_out), "auto")
+    decoded = pictures.decode(encoded(cut_out), "auto")
     assert decoded[0, 0] == 0
     assert decoded[14, 14] == 255
 
 
 @pytest.mark.parametrize("size", [(100, 400), (400, 100), (1, 1), (3000, 7)])
 def test_proportions_are_kept_and_the_rest_is_background(size: tuple[int, int]) -> None:
-    decoded = images.decode(encoded(Image.new("L", size, 200)), "false")
+    decoded = pictures.decode(encoded(Image.new("L", size, 200)), "false")
     assert decoded.shape == (28, 28)
     assert (decoded == 200).all()
 
@@ -87,11 +85,11 @@ def test_proportions_are_kept_and_the_rest_is_background(size: tuple[int, int]) 
 def test_a_picture_taken_sideways_is_turned_upright() -> None:
     values = np.zeros((56, 56), dtype=np.uint8)
     values[:20] = 255
-    upright = images.decode(encoded(Image.fromarray(values)), "false")
+    upright = pictures.decode(encoded(Image.fromarray(values)), "false")
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to look at it
     sideways = encoded(Image.fromarray(np.rot90(values).copy()), "PNG", exif=exif)
-    assert np.array_equal(images.decode(sideways, "false"), upright)
+    assert np.array_equal(pictures.decode(sideways, "false"), upright)
 
 
 def test_all_orientations_are_those_of_pillow() -> None:
@@ -102,7 +100,7 @@ def test_all_orientations_are_those_of_pillow() -> None:
         content = encoded(Image.fromarray(values), "PNG", exif=exif)
         with Image.open(io.BytesIO(content)) as picture:
             expected = np.asarray(ImageOps.exif_transpose(picture))
-        assert np.array_equal(images.decode(content, "false"), expected)
+        assert np.array_equal(pictures.decode(content, "false"), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -114,16 +112,30 @@ def test_unreadable_notes_do_not_spoil_a_picture(kind: str, notes: str) -> None:
         entries = struct.pack("<HHHII", 2, 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 4, b"72x\0")
         exif = b"Exif\0\0II*\0\x08\0\0\0" + entries + b"\0\0\0\0"
     content = encoded(Image.new("L", (30, 30), 77), kind, exif=exif)
-    assert (abs(images.decode(content, "false").astype(int) - 77) <= 1).all()
+    assert (abs(pictures.decode(content, "false").astype(int) - 77) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello", "not an image of a kind read here: PNG, JPEG, WEBP, BMP"),
+        (encoded(Image.new("L", (28, 28)), "GIF"), "not an image of a kind"),
+        (encoded(Image.fromarray(garment()))[:100], "the image is damaged: "),
+        (encoded(Image.new("1", (5000, 5000))), "^the image has 5000 x 5000 pixels; the limit is 16,000,000$"),
+    ],
+    ids=["text", "GIF", "truncated", "bomb"],
+)
+def test_what_is_no_such_picture_is_refused_with_a_reason(content: bytes, message: str) -> None:
+    with pytest.raises(pictures.PictureError, match=message):
+        pictures.decode(content, "auto")
 
 
 def read_or_refused(content: bytes) -> None:
-    refusal = None
     try:
-        decoded = images.decode(content, "auto")
-    except RequestError as error:
-        refusal = error.status
-    assert refusal == HTTPStatus.UNPROCESSABLE_ENTITY or decoded.shape == (28, 28)
+        decoded = pictures.decode(content, "auto")
+    except pictures.PictureError:
+        return
+    assert decoded.shape == (28, 28)
 
 
 @given(

@@ -1,19 +1,18 @@
-"""From an uploaded picture to what the network was trained on: 28x28, grey, light on dark."""
+"""From a picture of any size and colour to what the network was trained on: 28x28, grey, light on dark."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from http import HTTPStatus
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from service.errors import RequestError
-from service.wire import SIDE
+__all__ = ["FORMATS", "MAX_PIXELS", "SIDE", "PictureError", "decode"]
 
-__all__ = ["FORMATS", "MAX_PIXELS", "decode"]
+SIDE = 28
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 16_000_000
@@ -29,32 +28,33 @@ TURNS: dict[object, Image.Transpose] = {
 """What undoes each EXIF orientation."""
 
 
-def decode(content: bytes, invert: str) -> NDArray[np.uint8]:
+class PictureError(ValueError):
+    """Not a picture of a kind read here, damaged or too large; the message says which."""
+
+
+def decode(content: bytes, invert: Literal["auto", "true", "false"]) -> NDArray[np.uint8]:
     """The picture as ``[28, 28]`` in 0..255.
 
     Transparent parts become white; the picture is turned upright, made grey, padded to a square with the colour of
     its border, and reduced with antialiasing. A 28x28 grey picture passes unchanged. ``invert`` "true", "false" or
     "auto": then a picture whose border is light is inverted.
 
-    Raises :class:`~service.errors.RequestError` (422) for what is no such picture, damaged or too large.
+    Raises :class:`PictureError` for what is no such picture, damaged or too large.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit below is lower than its own.
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:
-            raise RequestError(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                f"the image has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}",
-            )
+            raise PictureError(f"the image has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}")
         picture.draft("L", (8 * SIDE, 8 * SIDE))  # Spares a JPEG's decoder the details that the reduction drops.
         grey = _grey(picture)
+    except PictureError:  # A ValueError too, but none of Pillow's.
+        raise
     except UnidentifiedImageError as error:
-        raise RequestError(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"the body is not an image of a kind read here: {', '.join(FORMATS)}"
-        ) from error
+        raise PictureError(f"this is not an image of a kind read here: {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"the image is damaged: {error}") from error
+        raise PictureError(f"the image is damaged: {error}") from error
     background = _border_median(grey)
     if grey.size != (SIDE, SIDE):
         grey = ImageOps.pad(grey, (SIDE, SIDE), Image.Resampling.LANCZOS, color=background)

@@ -1,0 +1,356 @@
+"""One model's part of the report: its strategies, its sub-networks, and what it makes of foreign images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calibration import conformal, metrics, strategies
+from calibration.calibrators import calibrate_strategy, halves
+from calibration.masks import DESIGNS
+from calibration.predictive import UNSCALED, PredictiveSummary
+from calibration.report import evaluate
+from calibration.report.interpretation import interpretation
+from calibration.report.predictions import DEEP_ENSEMBLE, Predictions, Way
+from calibration.report.schema import (
+    SCORES,
+    ClassRow,
+    Cost,
+    GalleryEntry,
+    ModelReport,
+    OutlierSection,
+    SamplingRow,
+    Score,
+    ShiftRow,
+    Spread,
+    StrategySection,
+)
+from calibration.resampling import bootstrap_weights
+from models.bundle import Bundle
+from models.records import Calibration, CalibrationScores, Scaling
+from training import shifts
+from training.data import FashionMNISTSplits
+
+__all__ = ["SHIFT_IMAGES", "Measures", "Subject", "work"]
+
+SAMPLES = (4, 16, 64, 256)
+SEEDS = 5
+SHIFT_IMAGES = 1_000
+ANGLES = tuple(range(0, 181, 15))
+ROTATION = "turned"
+"""Name of the rows of :data:`ANGLES`, beside the five shifts."""
+GALLERY_SIZE = 12
+SCORE_BINS = 40
+OUTLIER_RESAMPLES = 300
+SET_COVERAGE = 0.9
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bundle to report on: calibrated, by its own calibration or one ``fitted`` for the report; and the networks of
+    a deep ensemble trained as it was, if there are any."""
+
+    bundle: Bundle
+    calibration: Calibration
+    scores: CalibrationScores
+    fitted: bool
+    ensemble: tuple[Bundle, ...]
+
+
+def _ways(subject: Subject) -> dict[str, Way]:
+    """The strategies that are compared, with the calibration's sub-networks."""
+    bundle, calibration = subject.bundle, subject.calibration
+    names = strategies.applicable(bundle.network, bundle.card.input.shape)
+    found = {
+        name: Way(name, calibration.samples, calibration.seed, calibration.design)
+        if name in strategies.SAMPLING_STRATEGIES
+        else Way(name, 1, 0, "independent")
+        for name in names
+    }
+    if subject.ensemble:
+        found[DEEP_ENSEMBLE] = Way(DEEP_ENSEMBLE, len(subject.ensemble), 0, "independent")
+    return found
+
+
+def _variations(subject: Subject) -> list[Way]:
+    """Sampling strategies with other numbers of sub-networks, and MC dropout with each design."""
+    calibration = subject.calibration
+    sampling = [name for name in _ways(subject) if name in strategies.SAMPLING_STRATEGIES]
+    found = [Way(name, samples, calibration.seed, calibration.design) for name in sampling for samples in SAMPLES]
+    if "mc_dropout" in sampling:
+        designs = [Way("mc_dropout", calibration.samples, calibration.seed, design) for design in DESIGNS]
+        found += [way for way in designs if way not in found]
+    return found
+
+
+def work(subject: Subject, splits: FashionMNISTSplits, outliers: Mapping[str, Tensor]) -> int:
+    """The number of images that :meth:`Measures.report` will tell of, once each time that they are predicted."""
+    test, calibration = len(splits.test), len(splits.calibration)
+    shifted = min(SHIFT_IMAGES, test) * (len(ANGLES) + sum(map(len, shifts.SHIFTS.values())))
+    ways = _ways(subject)
+    total = len(ways) * (2 * test + shifted + sum(map(len, outliers.values())))
+    total += len(_variations(subject)) * (2 * test + calibration // 2)
+    total += SEEDS * test * sum(name in strategies.SAMPLING_STRATEGIES for name in ways)
+    total += (DEEP_ENSEMBLE in ways) * calibration
+    return total + (test + calibration // 2 if len(ways) > 1 else 0)
+
+
+class Measures:
+    """Measures one model. ``predictions`` must be those of the subject's bundle."""
+
+    def __init__(
+        self, subject: Subject, predictions: Predictions, splits: FashionMNISTSplits, outliers: Mapping[str, Tensor]
+    ) -> None:
+        self.subject, self.predictions, self.test, self.outliers = subject, predictions, splits.test, outliers
+        self.for_temperature, self.for_thresholds = halves(splits.calibration)
+        self.weights = bootstrap_weights(len(self.test))
+        self.ways = _ways(subject)
+        self.default = "mc_dropout" if "mc_dropout" in self.ways else "weight_scaling"
+        self.calibration, self.scores = subject.calibration, subject.scores
+        if DEEP_ENSEMBLE in self.ways:
+            self._calibrate_ensemble()
+        self.summaries = {
+            name: predictions.summary(way, self.scaling(name), self.test.pixels) for name, way in self.ways.items()
+        }
+        self.measured = {
+            name: evaluate.Measured.of(summary, self.test.labels, self.weights)
+            for name, summary in self.summaries.items()
+        }
+
+    def scaling(self, name: str) -> Scaling:
+        return self.calibration.scaling(name)
+
+    def _calibrate_ensemble(self) -> None:
+        """As the strategies of the bundle are."""
+        way, images = self.ways[DEEP_ENSEMBLE], self.for_thresholds
+        fitted = self.predictions.scaling(way, self.for_temperature)
+        summary = self.predictions.summary(way, fitted.scaling, images.pixels)
+        record, scores = calibrate_strategy(
+            fitted, summary, images.labels, conformal.image_uniforms(images.pixels)
+        )  # fmt: skip
+        records = {**self.calibration.strategies, DEEP_ENSEMBLE: record}
+        self.calibration = self.calibration.model_copy(update={"strategies": records})
+        self.scores = CalibrationScores(images.labels, {**self.scores.strategies, DEEP_ENSEMBLE: scores})
+
+    def report(self) -> ModelReport:
+        """The model's part of the report."""
+        card, calibration = self.subject.bundle.card, self.calibration
+        several = len(self.ways) > 1
+        edges = self._score_edges()
+        costs = self.predictions.costs(self.ways, self.test.pixels)
+        return ModelReport(
+            name=card.name,
+            version=self.subject.bundle.version,
+            network=card.network.name,
+            parameters=card.network.parameters,
+            training=card.training,
+            calibration="fitted for this report" if self.subject.fitted else "stored",
+            calibration_images=calibration.images,
+            default=self.default,
+            strategies={name: self._strategy(name, costs[name]) for name in self.ways},
+            differences=tuple(evaluate.differences(self.measured, "weight_scaling")),
+            best=evaluate.best(self.measured),
+            sampling=tuple(self._sampling()),
+            interpretation=interpretation(
+                self.subject.bundle, self.for_temperature, self.test, weights=self.weights,
+                cache=self.predictions.cache, on_images=self.predictions.on_images,
+            )
+            if several
+            else None,
+            outliers={name: self._outliers(pixels, edges) for name, pixels in self.outliers.items()},
+            score_edges={score: tuple(values.tolist()) for score, values in edges.items()},
+            test_histogram={name: self._histograms(name, summary, edges) for name, summary in self.summaries.items()},
+            shifts=tuple(self._shifts()),
+            classes=tuple(self._classes()),
+            gallery=self._galleries(),
+        )  # fmt: skip
+
+    def _several(self, name: str) -> bool:
+        return self.predictions.strategy(self.ways[name]).members > 1
+
+    def _scores_of(self, name: str) -> tuple[Score, ...]:
+        return SCORES if self._several(name) else SCORES[:2]
+
+    def _strategy(self, name: str, cost: Cost) -> StrategySection:
+        way, summary, labels = self.ways[name], self.summaries[name], self.test.labels
+        strategy = self.predictions.strategy(way)
+        sampled = name in strategies.SAMPLING_STRATEGIES
+        errors = summary.mean.argmax(1) != labels
+        raw = self.predictions.summary(way, UNSCALED, self.test.pixels)
+        record = self.calibration.strategies.get(name)
+        stored = self.scores.strategies.get(name)
+        uniforms = conformal.image_uniforms(self.test.pixels)
+        return StrategySection(
+            samples=strategy.samples,
+            seed=way.seed if sampled else None,
+            design=way.design if sampled else None,
+            temperature=self.scaling(name).temperature,
+            order=self.scaling(name).order,
+            cross_validated_nll=record.cross_validated_nll if record else {},
+            raw=evaluate.quality(raw.mean, labels, self.weights),
+            calibrated=evaluate.quality(summary.mean, labels, self.weights),
+            ranking={
+                score: evaluate.rank(evaluate.score(summary, score), errors, self.weights)
+                for score in self._scores_of(name)
+            },
+            spread=self._spread(way) if sampled else None,
+            conformal=evaluate.conformal_rows(
+                summary, labels, uniforms, scores=stored, calibration_labels=self.scores.labels,
+                classes=self.subject.bundle.card.classes,
+            )
+            if stored
+            else (),
+            abstention=evaluate.abstention_rows(summary, labels, record.abstention) if record else (),
+            cost=cost,
+        )  # fmt: skip
+
+    def _spread(self, way: Way) -> Spread:
+        found: dict[str, list[Tensor]] = {"accuracy": [], "nll": [], "ece": []}
+        for seed in range(1, SEEDS + 1):
+            other = Way(way.strategy, way.samples, way.seed + seed, way.design)
+            mean = self.predictions.summary(other, self.scaling(way.strategy), self.test.pixels).mean
+            found["accuracy"].append(metrics.accuracy(mean, self.test.labels))
+            found["nll"].append(metrics.negative_log_likelihood(mean, self.test.labels))
+            found["ece"].append(metrics.expected_calibration_error(mean, self.test.labels))
+        values = {name: torch.stack(list_of) for name, list_of in found.items()}
+        return Spread(seeds=SEEDS, **{name: (float(v.mean()), float(v.std())) for name, v in values.items()})
+
+    def _sampling(self) -> Iterator[SamplingRow]:
+        labels = self.test.labels
+        for way in _variations(self.subject):
+            scaling = self.predictions.pooled_temperature(way, self.for_temperature)
+            raw = self.predictions.summary(way, UNSCALED, self.test.pixels).mean
+            mean = self.predictions.summary(way, scaling, self.test.pixels).mean
+            yield SamplingRow(
+                strategy=way.strategy,
+                samples=way.samples,
+                design=way.design,
+                temperature=scaling.temperature,
+                accuracy=float(metrics.accuracy(mean, labels)),
+                raw_nll=float(metrics.negative_log_likelihood(raw, labels)),
+                raw_ece=float(metrics.expected_calibration_error(raw, labels)),
+                nll=float(metrics.negative_log_likelihood(mean, labels)),
+                ece=float(metrics.expected_calibration_error(mean, labels)),
+            )
+
+    def _score_edges(self) -> dict[Score, Tensor]:
+        entropy = torch.log(torch.tensor(len(self.subject.bundle.card.classes), dtype=torch.float64))
+        most = {"confidence": torch.tensor(1.0), "total": entropy, "epistemic": entropy / 2}
+        return {score: torch.linspace(0, 1, SCORE_BINS + 1, dtype=torch.float64) * most[score] for score in SCORES}
+
+    def _histograms(
+        self, name: str, summary: PredictiveSummary, edges: Mapping[Score, Tensor]
+    ) -> dict[Score, tuple[int, ...]]:
+        found: dict[Score, tuple[int, ...]] = {}
+        for score in self._scores_of(name):
+            values = evaluate.score(summary, score).double().clamp(0, float(edges[score][-1]))
+            found[score] = tuple(int(count) for count in torch.histogram(values, edges[score]).hist.tolist())
+        return found
+
+    def _outliers(self, pixels: Tensor, edges: Mapping[Score, Tensor]) -> OutlierSection:
+        weights = self.weights[:OUTLIER_RESAMPLES]
+        others = bootstrap_weights(len(pixels), OUTLIER_RESAMPLES, seed=1)
+        found = {
+            name: self.predictions.summary(way, self.scaling(name), pixels) for name, way in self.ways.items()
+        }  # fmt: skip
+        return OutlierSection(
+            images=len(pixels),
+            detection={
+                name: {
+                    score: evaluate.detection(
+                        evaluate.score(self.summaries[name], score), evaluate.score(summary, score), weights, others
+                    )
+                    for score in self._scores_of(name)
+                }
+                for name, summary in found.items()
+            },
+            histogram={name: self._histograms(name, summary, edges) for name, summary in found.items()},
+        )
+
+    def _shifts(self) -> Iterator[ShiftRow]:
+        test = self.test[slice(0, SHIFT_IMAGES)]
+        shifted = [(ROTATION, 0, float(angle), shifts.rotate(test.pixels, angle)) for angle in ANGLES]
+        shifted += [
+            (kind, severity, float(amount), shifts.shift(test.pixels, kind, severity))
+            for kind, amounts in shifts.SHIFTS.items()
+            for severity, amount in enumerate(amounts, start=1)
+        ]
+        for kind, severity, amount, pixels in shifted:
+            for name, way in self.ways.items():
+                summary, several = self.predictions.summary(way, self.scaling(name), pixels), self._several(name)
+                yield ShiftRow(
+                    shift=kind,
+                    severity=severity,
+                    amount=amount,
+                    strategy=name,
+                    accuracy=float(metrics.accuracy(summary.mean, test.labels)),
+                    confidence=float(summary.mean.amax(1).mean()),
+                    nll=float(metrics.negative_log_likelihood(summary.mean, test.labels)),
+                    ece=float(metrics.expected_calibration_error(summary.mean, test.labels)),
+                    total=float(summary.predictive_entropy.mean()),
+                    aleatoric=float(summary.expected_entropy.mean()) if several else None,
+                    epistemic=float(summary.mutual_information.mean()) if several else None,
+                )
+
+    def _classes(self) -> Iterator[ClassRow]:
+        summary, labels = self.summaries[self.default], self.test.labels
+        classes = self.subject.bundle.card.classes
+        confidence, predicted = summary.mean.max(1)
+        sets = self._sets(summary)
+        for index in labels.unique().tolist():
+            own = labels == index
+            wrong = torch.bincount(predicted[own], minlength=len(classes)).double()
+            wrong[index] = 0
+            taken = predicted == index
+            yield ClassRow(
+                label=classes[index],
+                images=int(own.sum()),
+                recall=float((predicted[own] == index).double().mean()),
+                precision=float(own[taken].double().mean()) if taken.any() else None,
+                confidence=float(confidence[own].mean()),
+                total=float(summary.predictive_entropy[own].mean()),
+                epistemic=float(summary.mutual_information[own].mean()) if self._several(self.default) else None,
+                confused_with=classes[int(wrong.argmax())],
+                confused=float(wrong.max() / own.sum()),
+                set_coverage=None if sets is None else float(sets[own, index].double().mean()),
+                set_size=None if sets is None else float(sets[own].sum(1).double().mean()),
+            )
+
+    def _sets(self, summary: PredictiveSummary) -> Tensor | None:
+        """The default strategy's APS sets of the test images; ``None`` if its calibration has no scores."""
+        if self.default not in self.scores.strategies:
+            return None
+        stored = self.scores.strategies[self.default].nonconformity["aps"]
+        tested = conformal.nonconformity(summary.mean, "aps", conformal.image_uniforms(self.test.pixels))
+        return conformal.prediction_sets(tested, conformal.threshold(stored, SET_COVERAGE))
+
+    def _galleries(self) -> dict[str, tuple[GalleryEntry, ...]]:
+        summary = self.summaries[self.default]
+        confidence, predicted = summary.mean.max(1)
+        wrong = predicted != self.test.labels
+        orders = {
+            "most uncertain": summary.predictive_entropy.argsort(descending=True, stable=True),
+            "most confidently wrong": torch.where(wrong, confidence, -1).argsort(descending=True, stable=True)[
+                : int(wrong.sum())
+            ],
+        }
+        if self._several(self.default):
+            orders["highest epistemic uncertainty"] = summary.mutual_information.argsort(descending=True, stable=True)
+        return {name: tuple(self._entries(summary, order)) for name, order in orders.items()}
+
+    def _entries(self, summary: PredictiveSummary, order: Tensor) -> Iterator[GalleryEntry]:
+        classes, several = self.subject.bundle.card.classes, self._several(self.default)
+        confidence, predicted = summary.mean.max(1)
+        for index in order[:GALLERY_SIZE].tolist():
+            yield GalleryEntry(
+                index=index,
+                label=classes[int(self.test.labels[index])],
+                predicted=classes[int(predicted[index])],
+                confidence=float(confidence[index]),
+                total=float(summary.predictive_entropy[index]),
+                aleatoric=float(summary.expected_entropy[index]) if several else None,
+                epistemic=float(summary.mutual_information[index]) if several else None,
+            )

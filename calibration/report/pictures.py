@@ -1,0 +1,396 @@
+"""What is drawn of one model, from the report's data alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from calibration.report.conclusions import named
+from calibration.report.figures import INK, Panel, Picture, colour, panel, slug
+from calibration.report.schema import EnumerationSection, InterpretationSection, ModelReport, Reliability, Score
+from training.shifts import SHIFTS
+
+__all__ = ["enumeration_picture", "model_pictures"]
+
+OBSERVED, TOO_MUCH, TOO_LITTLE = "#4477aa", "#ee8866", "#ddcc77"
+OWN, FOREIGN = "#4477aa", "#cc4466"
+DESIGN_MARKERS = {"independent": "o", "antithetic": "s", "latin_hypercube": "^", "orthogonal": "D"}
+SCORE_NAMES: dict[Score, str] = {
+    "confidence": "1 - confidence", "total": "total uncertainty (nats)", "epistemic": "epistemic uncertainty (nats)"
+}  # fmt: skip
+
+
+def model_pictures(model: ModelReport) -> dict[str, Picture]:
+    """By the name of the place that the page has for each."""
+    pictures = {
+        "reliability": _reliability(model),
+        "risk": _risk(model),
+        "sets": _sets(model),
+        "rotation": _rotation(model),
+        "shifts": _shifts(model),
+        "outliers": _outliers(model),
+    }
+    if model.interpretation:
+        pictures |= {
+            "tradeoff": _tradeoff(model),
+            "sizes": _sizes(model, model.interpretation),
+            "members": _members(model, model.interpretation),
+        }
+    return pictures
+
+
+def _reliability(model: ModelReport) -> Picture:
+    def panels() -> Iterator[Panel]:
+        for name, section in model.strategies.items():
+            for stage, quality in (("raw", section.raw), ("calibrated", section.calibrated)):
+                title, ece = f"{named(name)}, {stage}", f"ECE {quality.ece.value:.4f}"
+                yield panel(
+                    f"{slug(model.name)}-reliability-{name}-{stage}",
+                    f"Reliability diagram of {title}: {ece}, confidence minus accuracy {quality.overconfidence:+.3f}",
+                    partial(_diagram, bins=quality.reliability, title=title, ece=ece),
+                    height=3.6,
+                )
+
+    return Picture(
+        "Accuracy (wide bars) against confidence, in 15 bins. A calibrated model's bars end on the dashed line: of the "
+        "images that it is 80 % sure of, it has 80 % right. The narrow bars lead from a bin's accuracy to its mean "
+        "confidence: up where the model is surer than it is right, down where it is right more often than it says. The "
+        "steps below show how many images have which confidence.",
+        tuple(panels()),
+    )
+
+
+def _diagram(axes: Axes, *, bins: Reliability, title: str, ece: str) -> None:
+    filled = [k for k, count in enumerate(bins.count) if count]
+    width = bins.edges[1] - bins.edges[0]
+    centres = [bins.edges[k] + width / 2 for k in filled]
+    accuracies = [bins.accuracy[k] for k in filled]
+    gaps = [bins.confidence[k] - bins.accuracy[k] for k in filled]
+    axes.bar(centres, accuracies, width * 0.92, color=OBSERVED, label="accuracy")
+    for sign, tone, label in ((1, TOO_MUCH, "too much confidence"), (-1, TOO_LITTLE, "too little")):
+        heights = [gap if gap * sign > 0 else 0.0 for gap in gaps]
+        axes.bar(centres, heights, width * 0.36, bottom=accuracies, color=tone, label=label)
+    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=INK, alpha=0.6)
+    share = 0.24 * np.array(bins.count) / max(bins.count)
+    axes.stairs(share - 0.27, bins.edges, baseline=-0.27, fill=True, color=INK, alpha=0.3)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set(xlim=(0, 1), ylim=(-0.27, 1), xlabel="confidence", ylabel="accuracy", yticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.set_title(title)
+    axes.legend(loc="upper left", title=ece, title_fontsize=9, alignment="left")
+
+
+def _tradeoff(model: ModelReport) -> Picture:
+    def draw(axes: Axes) -> None:
+        for name, section in model.strategies.items():
+            nll = section.calibrated.nll
+            axes.errorbar(
+                [section.cost.among_many], [nll.value], [[nll.value - nll.low], [nll.high - nll.value]],
+                marker="o", capsize=3, color=colour(name), label=named(name),
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel="milliseconds per image, among 256", ylabel="NLL, calibrated (nats)")
+        axes.margins(x=0.2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=2)
+
+    costs = ", ".join(f"{named(n)} {s.cost.among_many:.3g} ms" for n, s in model.strategies.items())
+    alt = f"Time against loss of each strategy: {costs}"
+    return Picture(
+        "What each strategy costs and what it gives: time for an image among 256 against the calibrated NLL with its "
+        "interval over images. The intervals are wider than those of paired differences.",
+        (panel(f"{slug(model.name)}-tradeoff", alt, draw),),
+    )
+
+
+def _sizes(model: ModelReport, section: InterpretationSection) -> Picture:
+    sizes = [row.samples for row in section.sizes]
+
+    def accuracy(axes: Axes) -> None:
+        values = np.array([100 - 100 * row.accuracy for row in section.sizes])
+        spread = np.array([100 * row.accuracy_spread for row in section.sizes])
+        axes.fill_between(sizes, values - spread, values + spread, color=colour("mc_dropout"), alpha=0.2, linewidth=0)
+        axes.plot(sizes, values, "o-", color=colour("mc_dropout"), markersize=4, label="arithmetic mean")
+        geometric = [100 - 100 * row.geometric_accuracy for row in section.sizes]
+        axes.plot(sizes, geometric, "s:", color=colour("geometric_mean"), markersize=3, label="geometric mean")
+        line = 100 - 100 * section.weight_scaling_accuracy
+        axes.axhline(line, color=colour("weight_scaling"), label="weight scaling")
+        if section.level_accuracy:
+            axes.axvline(section.level_accuracy, color=INK, alpha=0.4, linestyle="--", linewidth=1)
+        axes.set(xscale="log", xlabel="sub-networks", ylabel="test error (%)")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.legend()
+
+    def loss(axes: Axes) -> None:
+        axes.plot(sizes, [row.nll for row in section.sizes], "o-", color=colour("mc_dropout"), markersize=4,
+                  label="arithmetic mean, calibrated")  # fmt: skip
+        axes.plot(sizes, [row.raw_nll for row in section.sizes], "o--", color=colour("mc_dropout"), alpha=0.5,
+                  markersize=3, label="arithmetic mean, raw")  # fmt: skip
+        axes.plot(sizes, [row.geometric_nll for row in section.sizes], "s:", color=colour("geometric_mean"),
+                  markersize=3, label="geometric mean, calibrated")  # fmt: skip
+        axes.axhline(section.weight_scaling_nll, color=colour("weight_scaling"), label="weight scaling, calibrated")
+        if section.crossing_nll:
+            axes.axvline(section.crossing_nll, color=INK, alpha=0.4, linestyle="--", linewidth=1)
+        axes.set(xscale="log", xlabel="sub-networks", ylabel="NLL (nats)")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.legend()
+
+    first, last = section.sizes[0], section.sizes[-1]
+    errors = [100 - 100 * value for value in (first.accuracy, last.accuracy, section.weight_scaling_accuracy)]
+    fall = "falls from {:.{d}f} with one sub-network to {:.{d}f} with {}; weight scaling has {:.{d}f}"
+    return Picture(
+        "Left: test error of the mean of independently drawn sub-networks against their number, with the spread over "
+        "disjoint sets of them (band); the dashed line is where it can no longer be told from weight scaling (after "
+        "Srivastava et al. 2014, figure 11). Right: the loss; the dashed line is where the calibrated mean of "
+        "sub-networks is no worse than calibrated weight scaling.",
+        (
+            panel(
+                f"{slug(model.name)}-ensemble-size-error",
+                f"Test error in percent {fall.format(errors[0], errors[1], last.samples, errors[2], d=1)}",
+                accuracy,
+            ),
+            panel(
+                f"{slug(model.name)}-ensemble-size-loss",
+                f"Calibrated loss {fall.format(first.nll, last.nll, last.samples, section.weight_scaling_nll, d=3)}",
+                loss,
+            ),
+        ),
+    )
+
+
+def _members(model: ModelReport, section: InterpretationSection) -> Picture:
+    def accuracies(axes: Axes) -> None:
+        axes.hist(100 * np.array(section.member_accuracies), bins=30, color=colour("mc_dropout"), alpha=0.6)
+        lines = (("mean of all", section.sizes[-1].accuracy, "mc_dropout"),
+                 ("weight scaling", section.weight_scaling_accuracy, "weight_scaling"))  # fmt: skip
+        for (label, value, strategy), style in zip(lines, ("-", "--"), strict=True):
+            axes.axvline(100 * value, color=colour(strategy), linestyle=style, label=label)
+        axes.set(xlabel="accuracy of a single sub-network (%)", ylabel="sub-networks")
+        axes.legend(loc="upper left")
+
+    def divergences(axes: Axes) -> None:
+        edges = [10.0**edge for edge in section.kl_edges]
+        for name, label in (("geometric", "geometric mean"), ("arithmetic", "arithmetic mean")):
+            tone = colour("geometric_mean" if name == "geometric" else "mc_dropout")
+            axes.stairs(section.kl_histogram[name], edges, fill=True, alpha=0.45, color=tone, label=label)
+        axes.set(xscale="log", xlabel="KL divergence to weight scaling (nats)", ylabel="images")
+        axes.legend(loc="upper left")
+
+    low, _, median, _, high = section.member_accuracy
+    return Picture(
+        "Left: how many of the sub-networks have which accuracy, each asked alone. Right: how far weight scaling is, "
+        "image by image, from the geometric mean of the sub-networks, which it approximates, and from the arithmetic.",
+        (
+            panel(f"{slug(model.name)}-sub-networks", f"Single sub-networks have {100 * low:.1f} to {100 * high:.1f} % "
+                  f"accuracy, half of them above {100 * median:.1f} %", accuracies),
+            panel(f"{slug(model.name)}-divergence", f"Median divergence {section.kl_geometric.median:.2g} nats from "
+                  f"the geometric and {section.kl_arithmetic.median:.2g} from the arithmetic mean", divergences),
+        ),
+    )  # fmt: skip
+
+
+def enumeration_picture(section: EnumerationSection) -> Picture:
+    """Sampling against the truth."""
+
+    def draw(axes: Axes) -> None:
+        for design, marker in DESIGN_MARKERS.items():
+            rows = [row for row in section.errors if row.design == design]
+            axes.plot([row.samples for row in rows], [row.error for row in rows], marker=marker, markersize=5,
+                      label=named(design))  # fmt: skip
+        rows = [row for row in section.errors if row.design == "independent"]
+        sizes = np.array([row.samples for row in rows])
+        axes.plot(sizes, rows[0].error * np.sqrt(sizes[0] / sizes), color=INK, alpha=0.5, linestyle="--", linewidth=1,
+                  label="1 / √samples")  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel="sub-networks sampled", ylabel="error of probabilities (RMS)")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.legend()
+
+    return Picture(
+        "Distance of sampled from exact probabilities, by mask design: the exact ones are those of all sub-networks.",
+        (
+            panel(
+                "enumeration", "Error of sampled probabilities against the number of sub-networks, by mask design", draw
+            ),
+        ),
+    )
+
+
+def _risk(model: ModelReport) -> Picture:
+    def draw(axes: Axes, *, score: Score) -> None:
+        for name, section in model.strategies.items():
+            if score in section.ranking:
+                ranking = section.ranking[score]
+                label = f"{named(name)} ({1000 * ranking.aurc.value:.1f})"
+                axes.plot(range(1, 101), [100 * value for value in ranking.risk], color=colour(name), label=label)
+        axes.set(xlabel="coverage: images answered (%)", ylabel="errors among them (%)", title=SCORE_NAMES[score])
+        axes.set(xlim=(0, 100), ylim=(0, None))
+        axes.legend(loc="upper left", title="strategy (1000 AURC)", title_fontsize=8.5)
+
+    scores: list[Score] = ["confidence"]
+    if any("epistemic" in section.ranking for section in model.strategies.values()):
+        scores.append("epistemic")
+    return Picture(
+        "If only the least uncertain images are answered, how many of the answers are wrong: lower is better.",
+        tuple(
+            panel(
+                f"{slug(model.name)}-risk-{score}",
+                f"Risk against coverage, images ranked by {SCORE_NAMES[score]}",
+                partial(draw, score=score),
+            )
+            for score in scores
+        ),
+    )  # fmt: skip
+
+
+def _sets(model: ModelReport) -> Picture:
+    rows = model.strategies[model.default].conformal
+
+    def coverage(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
+            for by_class in (False, True):
+                own = [row for row in rows if row.method == method and row.class_conditional == by_class]
+                places = np.arange(len(own)) + 0.22 * (number - 1) + 0.07 * by_class
+                axes.plot(places, [100 * (row.coverage - row.nominal) for row in own], "ov"[by_class],
+                          color=("#4477aa", "#ee8866", "#228833")[number], markersize=6,
+                          label=f"{method.upper()}{', by class' if by_class else ''}")  # fmt: skip
+        levels = list(dict.fromkeys(row.nominal for row in rows))
+        tested = sum(model.strategies[model.default].calibrated.reliability.count)
+        for place, level in enumerate(levels):
+            chance = 196 * math.sqrt(level * (1 - level) * (1 / tested + 2 / model.calibration_images))
+            axes.bar(place, 2 * chance, 0.75, bottom=-chance, color=INK, alpha=0.1)
+        axes.set_xticks(range(len(levels)), [f"{100 * level:g} %" for level in levels])
+        axes.set(xlabel="nominal coverage", ylabel="coverage minus nominal (points)")
+        axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
+
+    def size(axes: Axes) -> None:
+        for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
+            own = [row for row in rows if row.method == method and not row.class_conditional]
+            axes.plot([100 * row.coverage for row in own], [row.size for row in own], "o-",
+                      color=("#4477aa", "#ee8866", "#228833")[number], label=method.upper())  # fmt: skip
+        axes.set(xlabel="coverage (%)", ylabel="classes in a set, on average")
+        axes.legend()
+
+    return Picture(
+        f"Conformal prediction sets of {named(model.default)}. Left: how far their coverage on the test images is "
+        "from nominal, with the range that chance leaves to 95 % of those with one threshold (grey). Right: how many "
+        "classes that takes.",
+        (
+            panel(f"{slug(model.name)}-sets-coverage", "Coverage of prediction sets against nominal", coverage),
+            panel(f"{slug(model.name)}-sets-size", "Mean size of prediction sets against their coverage", size),
+        )
+        if rows
+        else (),
+    )
+
+
+def _rotation(model: ModelReport) -> Picture:
+    def rows(strategy: str) -> list[tuple[float, float, float, float | None, float | None]]:
+        return [
+            (row.amount, row.accuracy, row.total, row.aleatoric, row.epistemic)
+            for row in model.shifts
+            if row.shift == "turned" and row.strategy == strategy
+        ]
+
+    own = rows(model.default)
+    angles = [row[0] for row in own]
+
+    def split(axes: Axes) -> None:
+        parts = [(row[3], row[4]) for row in own]
+        if parts[0][0] is None:
+            axes.plot(angles, [row[2] for row in own], color=OBSERVED, label="total")
+        else:
+            axes.stackplot(angles, [part[0] or 0 for part in parts], [part[1] or 0 for part in parts],
+                           colors=["#99bbdd", "#ee8866"], labels=["aleatoric", "epistemic"])  # fmt: skip
+        axes.set(xlabel="rotation (degrees)", ylabel="uncertainty (nats)", xticks=range(0, 181, 30))
+        other = axes.twinx()
+        other.plot(angles, [100 * row[1] for row in own], color=INK, linestyle="--", label="accuracy")
+        other.set(ylabel="accuracy (%)", ylim=(0, 100))
+        other.spines["right"].set_visible(True)
+        handles = [*axes.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
+        axes.legend(handles=handles, loc="lower center", ncols=3, bbox_to_anchor=(0.5, 1))
+
+    def epistemic(axes: Axes) -> None:
+        for name in model.strategies:
+            values = [row[4] for row in rows(name)]
+            if values[0] is not None:
+                axes.plot(angles, values, color=colour(name), label=named(name))  # type: ignore[arg-type]
+        axes.set(xlabel="rotation (degrees)", ylabel="epistemic uncertainty (nats)", xticks=range(0, 181, 30))
+        axes.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1))
+
+    alt = f"Uncertainty and accuracy of {named(model.default)} against rotation"
+    panels = [panel(f"{slug(model.name)}-rotation", alt, split)]
+    if own[0][4] is not None:
+        alt = "Epistemic uncertainty against rotation, by strategy"
+        panels.append(panel(f"{slug(model.name)}-rotation-epistemic", alt, epistemic))
+    return Picture(
+        f"The test images turned. Left: total uncertainty of {named(model.default)}, split into its parts, and "
+        "accuracy. Right: the epistemic part of each strategy that has one.",
+        tuple(panels),
+    )
+
+
+def _shifts(model: ModelReport) -> Picture:
+    def draw(axes: Axes, *, kind: str, measure: str, label: str, scale: float) -> None:
+        for name in model.strategies:
+            rows = [row for row in model.shifts if row.shift == kind and row.strategy == name]
+            values = [scale * getattr(row, measure) for row in rows]
+            severities = [row.severity for row in rows]
+            axes.plot(severities, values, "o-", markersize=3.5, color=colour(name), label=named(name))
+        axes.set(title=kind, xlabel="severity", ylabel=label, xticks=range(1, 6), ylim=(0, None))
+        if kind == next(iter(SHIFTS)):
+            axes.legend()
+
+    panels = tuple(
+        panel(
+            f"{slug(model.name)}-shift-{kind}-{measure}",
+            f"{label} under {kind} of five severities, by strategy",
+            partial(draw, kind=kind, measure=measure, label=label, scale=scale),
+            width=3.6,
+            height=2.9,
+        )
+        for kind in SHIFTS
+        for measure, label, scale in (("accuracy", "accuracy (%)", 100), ("ece", "ECE", 1))
+    )
+    return Picture(
+        "Test images under shift, at five severities: accuracy, and how far the confidence, calibrated on unshifted "
+        "images, is then from it.",
+        panels,
+    )
+
+
+def _outliers(model: ModelReport) -> Picture:
+    score: Score = "epistemic" if "epistemic" in model.test_histogram[model.default] else "total"
+    edges = np.array(model.score_edges[score])
+
+    own = np.array(model.test_histogram[model.default][score], dtype=float)
+
+    def draw(axes: Axes, *, name: str, title: str) -> None:
+        other = np.array(model.outliers[name].histogram[model.default][score], dtype=float)
+        last = max(int(np.nonzero(other + own)[0].max()) + 1, 2)
+        for values, tone, label in ((own, OWN, "test images"), (other, FOREIGN, "others")):
+            shares = (values / values.sum())[:last]
+            axes.stairs(shares, edges[: last + 1], fill=True, alpha=0.5, color=tone, label=label)
+        axes.set(yscale="log", xlabel=SCORE_NAMES[score], ylabel="share of images", title=title)
+        axes.legend()
+
+    def panels() -> Iterator[Panel]:
+        for name, section in model.outliers.items():
+            title = f"{named(name)}: AUROC {section.detection[model.default][score].auroc.value:.3f}"
+            yield panel(
+                f"{slug(model.name)}-outliers-{name}",
+                f"Histograms of {SCORE_NAMES[score]}, test images and {title}",
+                partial(draw, name=name, title=title),
+                width=3.6,
+                height=2.9,
+            )
+
+    return Picture(
+        f"Images out of distribution beside the test images, by {SCORE_NAMES[score]} of {named(model.default)}. AUROC "
+        "is the probability that one of the others has the higher value; shares are on a logarithmic scale.",
+        tuple(panels()),
+    )

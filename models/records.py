@@ -1,0 +1,203 @@
+"""What a bundle's JSON files say, and the numbers beside a calibration: typed, frozen, checked when read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+__all__ = [
+    "CONFORMAL_METHODS",
+    "AbstentionRecord",
+    "Calibration",
+    "CalibrationScores",
+    "Card",
+    "ConformalMethod",
+    "DataRecord",
+    "InputRecord",
+    "MaskDesign",
+    "NetworkRecord",
+    "PoolingOrder",
+    "Scaling",
+    "StrategyCalibration",
+    "StrategyScores",
+    "TrainingRecord",
+]
+
+CARD_FORMAT = 1
+CALIBRATION_FORMAT = 2
+
+MaskDesign = Literal["independent", "antithetic", "latin_hypercube", "orthogonal"]
+"""How the sub-networks of an ensemble depend on each other; see :mod:`calibration.masks`."""
+
+PoolingOrder = Literal["pool_then_calibrate", "calibrate_then_pool"]
+ConformalMethod = Literal["lac", "aps", "raps"]
+CONFORMAL_METHODS: tuple[ConformalMethod, ...] = ("lac", "aps", "raps")
+"""Nonconformity scores; see :mod:`calibration.conformal`."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class NetworkRecord(Record):
+    """What :func:`models.networks.build` needs."""
+
+    name: str
+    arguments: dict[str, Any]
+    parameters: int = Field(description="number of trainable parameters")
+
+
+class InputRecord(Record):
+    """Pixels 0..255 become ``(pixel / 255 - mean) / std``."""
+
+    shape: tuple[int, int] = (28, 28)
+    mean: float = 0.5
+    std: float = Field(default=0.5, gt=0)
+
+    @field_validator("shape", mode="before")
+    @classmethod
+    def _tuple(cls, shape: object) -> object:
+        return tuple(shape) if isinstance(shape, list) else shape
+
+
+class TrainingRecord(Record):
+    """The recipe, and how the run ended. ``seed`` draws initial weights, the order of examples and dropout."""
+
+    optimizer: Literal["adam"]
+    learning_rate: float
+    batch_size: int
+    epochs: int = Field(description="epochs asked for")
+    seed: int
+    early_stopping: bool
+    patience: int
+    epochs_run: int
+    best_epoch: int = Field(description="the epoch whose weights these are, from 1")
+    stopped: Literal["completed", "early", "diverged"]
+
+
+class DataRecord(Record):
+    """``sha256`` are those of the unpacked idx files."""
+
+    name: str
+    sha256: dict[str, str]
+    split_seed: int
+    train: int
+    validation: int
+    calibration: int
+
+
+class Card(Record):
+    """All that is known about the weights, except their calibration."""
+
+    format: int = CARD_FORMAT
+    name: str
+    network: NetworkRecord
+    classes: tuple[str, ...]
+    input: InputRecord
+    training: TrainingRecord
+    data: DataRecord
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    weights_sha256: str
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _tuple(cls, classes: object) -> object:
+        return tuple(classes) if isinstance(classes, list) else classes
+
+
+class Scaling(Record):
+    """A temperature, and what it is applied to.
+
+    ``pool_then_calibrate``: the members' mean is raised to the power 1 / temperature and normalised.
+    ``calibrate_then_pool``: each member's logits are divided by the temperature, and their softmaxes averaged.
+    For a strategy with one member both are the same. Rahaman & Thiery (2021) compare them for ensembles.
+    """
+
+    temperature: float = Field(default=1.0, gt=0)
+    order: PoolingOrder = "pool_then_calibrate"
+
+
+class AbstentionRecord(Record):
+    """Answer where the uncertainty, 1 - confidence, is at most ``threshold``; never if that is null, as nothing can be
+    guaranteed.
+
+    With probability 1 - ``delta`` over the draw of the images that it was found on, the error among answers to new ones
+    is at most ``error_bound``, which is at most ``target_error``. ``coverage`` is the fraction of those images that are
+    answered, ``selective_error`` the fraction of these answers that are wrong: 0 and null where there is no threshold.
+    """
+
+    target_error: float
+    delta: float
+    threshold: float | None
+    error_bound: float
+    coverage: float
+    selective_error: float | None
+
+
+class StrategyCalibration(Record):
+    """One strategy's calibration: temperature and abstention.
+
+    ``nll_before`` and ``nll_after`` are mean negative log-likelihoods, in nats, on the images it was fitted on;
+    ``cross_validated_nll`` those of either order on images left out, by which the order was chosen.
+    """
+
+    scaling: Scaling
+    nll_before: float
+    nll_after: float
+    cross_validated_nll: dict[PoolingOrder, float]
+    abstention: tuple[AbstentionRecord, ...]
+
+    @field_validator("abstention", mode="before")
+    @classmethod
+    def _tuple(cls, abstention: object) -> object:
+        return tuple(abstention) if isinstance(abstention, list) else abstention
+
+
+class Calibration(Record):
+    """How far to trust the network: what was fitted, on which images, with which sub-networks.
+
+    ``scores_sha256`` is the checksum of the file with the :class:`CalibrationScores`, filled in when both are saved.
+    """
+
+    format: int = CALIBRATION_FORMAT
+    weights_sha256: str
+    scores_sha256: str = ""
+    images: int
+    samples: int
+    seed: int
+    design: MaskDesign
+    strategies: dict[str, StrategyCalibration]
+    versions: dict[str, str]
+
+    def scaling(self, strategy: str) -> Scaling:
+        """The fitted temperature of ``strategy``; that of 1, which changes nothing, if none was fitted."""
+        return self.strategies[strategy].scaling if strategy in self.strategies else Scaling()
+
+
+@dataclass(frozen=True)
+class StrategyScores:
+    """What one calibrated strategy said of the n calibration images, float32 ``[n]``.
+
+    ``nonconformity`` of the true label by each conformal method, from which a prediction set of any coverage follows;
+    ``confidence`` and whether it was ``correct`` (bool), from which any threshold for abstention; ``total`` and
+    ``epistemic`` uncertainty in nats, to compare with that of what is met later.
+    """
+
+    nonconformity: Mapping[ConformalMethod, Tensor]
+    confidence: Tensor
+    correct: Tensor
+    total: Tensor
+    epistemic: Tensor
+
+
+@dataclass(frozen=True)
+class CalibrationScores:
+    """The calibration images' ``labels`` (int64 ``[n]``), and each strategy's scores of them."""
+
+    labels: Tensor
+    strategies: Mapping[str, StrategyScores]

@@ -1,0 +1,273 @@
+"""Offline scoring: by the command, by the functions, and against the service's answers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from pyarrow import csv, parquet
+
+from calibration import score as scoring
+from calibration.__main__ import main
+from calibration.answers import Answer, UncertaintyAnswer, answers
+from calibration.predictive import PredictiveDistribution
+from calibration.strategies import STRATEGIES
+from calibration.subnetworks import NoActiveDropoutError
+from models import bundle
+from models.pictures import decode
+from service.predictor import Predictor
+from service.wire import Prediction, Uncertainty
+from tests.command_line import ROOT, refused, run
+from tests.conftest import write_bundle
+from training.data import CLASSES, DataError, FashionMNISTSplits
+from training.own_images import OwnImages, read
+
+BOOT = ROOT / "docs" / "boot.png"
+
+
+def some(fashion: FashionMNISTSplits, images: int = 20, *, labelled: bool = True) -> OwnImages:
+    names = tuple(map(str, range(images)))
+    return OwnImages(names, fashion.test.pixels[:images], fashion.test.labels[:images] if labelled else None)
+
+
+def invoke(*arguments: str | Path) -> Result:
+    """``score ARGUMENTS...`` in this process."""
+    return CliRunner().invoke(main, ["score", *map(str, arguments)])
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+    """Without dropout, and uncalibrated."""
+    folder = tmp_path_factory.mktemp("bundles") / "plain"
+    write_bundle(folder, "ReLUNet")
+    return bundle.load(folder)
+
+
+@pytest.fixture(scope="module")
+def labelled_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The boot in its class's folder, and in a wrong one."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("Ankle boot", "T-shirt-top"):
+        (folder / name).mkdir()
+        shutil.copy(BOOT, folder / name)
+    return folder
+
+
+def test_the_command_writes_a_parquet_table(shipped: bundle.Bundle, labelled_pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "scores.PARQUET"
+    done = run("calibration", "score", "mlp", labelled_pictures, "--out", out, "--samples", "8")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"Images scored: 2, mean confidence 0\.\d{4}, accuracy 0\.5000\. Wrote .*\.\n", done.stdout)
+    assert "Scoring by mc_dropout" in done.stderr
+    assert "2/2" in done.stderr
+    assert listing(out.parent) == [out.name]
+    table = parquet.read_table(out)
+    assert table.column_names == [
+        "image", "true_label", "label", "class_index", "confidence", "probabilities", "uncertainty", "standard_error",
+    ]  # fmt: skip
+    assert table["image"].to_pylist() == ["Ankle boot/boot.png", "T-shirt-top/boot.png"]
+    assert table["true_label"].to_pylist() == ["Ankle boot", "T-shirt/top"]
+    assert table["label"].to_pylist() == ["Ankle boot"] * 2
+    assert table.schema.field("probabilities").type == pa.struct([(name, pa.float64()) for name in CLASSES])
+    assert table.schema.metadata == {
+        b"bundle": b"mlp",
+        b"version": shipped.version.encode(),
+        b"strategy": b"mc_dropout",
+        b"samples": b"8",
+        b"temperature": str(round(shipped.scaling("mc_dropout").temperature, 6)).encode(),
+        b"schema": b"1",
+    }
+
+
+def test_csv_and_parquet_agree(shipped: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
+    strategy = scoring.build_strategy(shipped, samples=4)
+    for suffix in scoring.SUFFIXES:
+        scoring.score(shipped, strategy, some(fashion), tmp_path / f"scores{suffix}")
+    flat = parquet.read_table(tmp_path / "scores.parquet").flatten()
+    assert {"true_label", "probabilities.T-shirt/top", "uncertainty.total"} < set(flat.column_names)
+    options = csv.ConvertOptions(column_types=flat.schema)
+    assert csv.read_csv(tmp_path / "scores.csv", convert_options=options).equals(flat)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_answers_are_those_of_the_service(tmp_path: Path, shipped: bundle.Bundle, strategy: Any) -> None:
+    shutil.copy(BOOT, tmp_path)
+    expected = Predictor(shipped).predict(
+        decode(BOOT.read_bytes(), "auto").astype(np.float32).reshape(1, 28, 28), strategy, 16
+    )
+    built = scoring.build_strategy(shipped, strategy, 16)
+    out = tmp_path / "out" / "scores.parquet"
+    scores = scoring.score(shipped, built, read(tmp_path, CLASSES), out)
+    (row,) = parquet.read_table(out).to_pylist()
+    assert row.pop("image") == "boot.png"
+    assert row == expected.predictions[0].model_dump()
+    assert scores == scoring.Scores(1, expected.predictions[0].confidence, None)
+    metadata = parquet.read_schema(out).metadata
+    assert int(metadata[b"samples"]) == expected.samples
+    assert float(metadata[b"temperature"]) == expected.temperature
+
+
+def test_an_answer_has_the_fields_on_the_wire() -> None:
+    assert list(Answer.__annotations__) == list(Prediction.model_fields)
+    assert list(UncertaintyAnswer.__annotations__) == list(Uncertainty.model_fields)
+
+
+def test_the_defaults_are_those_of_the_service(shipped: bundle.Bundle, plain: bundle.Bundle, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "uncalibrated")
+    assert shipped.calibration is not None
+    otherwise = shipped.calibration.model_copy(update={"samples": 8, "seed": 7, "design": "independent"})
+    pixels = torch.rand(4, 28, 28) * 255
+    for used in (shipped, plain, bundle.load(tmp_path / "uncalibrated"), replace(shipped, calibration=otherwise)):
+        strategy, predictor = scoring.build_strategy(used), Predictor(used)
+        expected = predictor.predict(pixels.numpy(), predictor.strategies[0], predictor.default_samples)
+        distribution = strategy(used.prepare(pixels), used.scaling(strategy.name))
+        found = answers(distribution, used.card.classes, strategy.members)
+        assert (strategy.name, strategy.samples) == (expected.strategy, expected.samples)
+        assert found == [prediction.model_dump() for prediction in expected.predictions]
+
+
+def test_an_answer_by_hand() -> None:
+    """Two members of equal weight, (1/4, 3/4) and (3/4, 1/4), and then the first alone."""
+    members = torch.tensor([[[0.25, 0.75]], [[0.75, 0.25]]])
+    (both,) = answers(PredictiveDistribution(members), ("no", "yes"), 2)
+    assert both == Answer(
+        label="no",
+        class_index=0,
+        confidence=0.5,
+        probabilities={"no": 0.5, "yes": 0.5},
+        uncertainty=UncertaintyAnswer(total=0.693147, aleatoric=0.562335, epistemic=0.130812),
+        standard_error=0.25,
+    )
+    (alone,) = answers(PredictiveDistribution(members[:1]).summary(), ("no", "yes"), 1)
+    assert alone == Answer(
+        label="yes",
+        class_index=1,
+        confidence=0.75,
+        probabilities={"no": 0.25, "yes": 0.75},
+        uncertainty=UncertaintyAnswer(total=0.562335, aleatoric=None, epistemic=None),
+        standard_error=None,
+    )
+
+
+def test_many_images_in_steps(
+    shipped: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = some(fashion, 500)
+    strategy = scoring.build_strategy(shipped, "weight_scaling")
+    whole = scoring.score(shipped, strategy, images, tmp_path / "whole.parquet")
+    monkeypatch.setattr(scoring, "IMAGES_AT_ONCE", 64)
+    done: list[int] = []
+    stepwise = scoring.score(shipped, strategy, images, tmp_path / "stepwise.csv", on_images=done.append)
+    assert done == [64] * 7 + [52]
+    assert vars(stepwise) == pytest.approx(vars(whole), abs=1e-6)
+    table, rows = parquet.read_table(tmp_path / "whole.parquet"), csv.read_csv(tmp_path / "stepwise.csv")
+    assert table["image"].to_pylist() == list(images.names)
+    assert rows["image"].to_pylist() == list(range(500))
+    for field in ("true_label", "label", "class_index"):
+        assert rows[field].equals(table[field])
+    assert rows["confidence"].to_numpy() == pytest.approx(table["confidence"].to_numpy(), abs=2e-6)
+    assert whole.mean_confidence == pytest.approx(table["confidence"].to_numpy().mean())
+    assert whole.accuracy == np.mean(np.array(table["label"]) == np.array(table["true_label"]))
+
+
+def test_a_bundle_without_dropout(plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
+    """It is scored by weight scaling, whose uncertainty has no parts: empty in a CSV file."""
+    np.savez(tmp_path / "mine.npz", fashion.test.pixels[:3].numpy())
+    done = invoke(plain.path, tmp_path / "mine.npz", "--out", tmp_path / "scores.csv")
+    assert done.exit_code == 0, done.output
+    assert "Images scored: 3, mean confidence" in done.stdout
+    assert "accuracy" not in done.stdout
+    table = csv.read_csv(tmp_path / "scores.csv")
+    assert "true_label" not in table.column_names
+    assert table["uncertainty.total"].null_count == 0
+    for field in ("uncertainty.aleatoric", "uncertainty.epistemic", "standard_error"):
+        assert table[field].null_count == 3
+    with pytest.raises(NoActiveDropoutError, match="use the weight_scaling strategy"):
+        scoring.build_strategy(plain, "mc_dropout")
+
+
+@pytest.mark.parametrize("suffix", scoring.SUFFIXES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_is_interrupted_leaves_the_old_table(
+    *, plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str,
+    error: type[BaseException],
+) -> None:  # fmt: skip
+    out = tmp_path / f"scores{suffix}"
+    out.write_text("old")
+    monkeypatch.setattr(scoring, "IMAGES_AT_ONCE", 8)
+    done: list[int] = []
+
+    def interrupted(images: int) -> None:
+        done.append(images)
+        assert out.read_text() == "old"
+        if len(done) == 2:
+            raise error
+
+    strategy = scoring.build_strategy(plain)
+    with pytest.raises(error):
+        scoring.score(plain, strategy, some(fashion), out, on_images=interrupted)
+    assert out.read_text() == "old"
+    assert listing(tmp_path) == [out.name]
+    scoring.score(plain, strategy, some(fashion), out)
+    assert out.stat().st_size > 1_000
+    assert out.stat().st_mode & 0o444 == 0o444
+    assert listing(tmp_path) == [out.name]
+
+
+@pytest.mark.parametrize("suffix", scoring.SUFFIXES)
+def test_a_full_disk_leaves_the_old_table(
+    plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    out = tmp_path / f"scores{suffix}"
+    out.write_text("old")
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        scoring.score(plain, scoring.build_strategy(plain), some(fashion), out)
+    assert out.read_text() == "old"
+    assert listing(tmp_path) == [out.name]
+
+
+def test_a_table_of_another_kind_is_refused(plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
+    out = tmp_path / "scores.xlsx"
+    with pytest.raises(ValueError, match=r"scores\.xlsx should end in \.parquet or \.csv"):
+        scoring.score(plain, scoring.build_strategy(plain), some(fashion), out)
+    done = invoke("nowhere", BOOT.parent, "--out", out)
+    assert done.exit_code == 2
+    assert f"Invalid value for '--out': {out} should end in .parquet or .csv" in " ".join(done.output.split())
+    assert listing(tmp_path) == []
+
+
+def test_a_strategy_that_the_network_does_not_allow_is_one_clear_line(plain: bundle.Bundle, tmp_path: Path) -> None:
+    arguments: list[str | Path] = [
+        plain.path,
+        BOOT.parent,
+        "--out",
+        tmp_path / "scores.csv",
+        "--strategy",
+        "mc_dropout",
+    ]
+    assert "ReLUNet has no active dropout layer" in refused("calibration", "score", *arguments, code=1)
+
+
+def test_wrong_images_write_nothing(plain: bundle.Bundle, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    done = invoke(plain.path, tmp_path, "--out", tmp_path / "out" / "scores.csv")
+    assert isinstance(done.exception, DataError)
+    assert str(done.exception).startswith(f"{tmp_path / 'notes.txt'}: this is not an image of a kind read here")
+    assert listing(tmp_path) == ["notes.txt"]

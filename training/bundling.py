@@ -1,0 +1,146 @@
+"""From a recipe to a bundle: trains a network and writes it with its card, history and curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models import bundle, networks, records, storage
+from training import data
+from training.curves import save_curves
+from training.fit import DivergedError, EpochRecord, Fitted, Recipe, evaluate, fit
+
+__all__ = [
+    "BUNDLE_FILES",
+    "ENSEMBLES",
+    "Trained",
+    "load_ensemble",
+    "load_member",
+    "member_folder",
+    "recipe_of",
+    "train",
+]
+
+ENSEMBLES = Path("runs/ensembles")
+"""Where deep ensembles are, in a folder for each bundle, unless another place is named."""
+HISTORY, CURVES = "history.json", "curves.png"
+BUNDLE_FILES = (*bundle.FILES, HISTORY, CURVES)
+"""What :func:`train` may have written and calibration added, as patterns of names."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The card, how training went, and the error that ended it early, if the loss diverged after the first epoch."""
+
+    card: records.Card
+    fitted: Fitted
+    diverged: DivergedError | None
+
+
+def recipe_of(card: records.Card, seed: int) -> Recipe:
+    """The recipe of a bundle, with another seed."""
+    training = card.training
+    return Recipe(
+        training.epochs, training.learning_rate, training.batch_size, seed, training.early_stopping, training.patience
+    )
+
+
+def load_member(folder: Path, card: records.Card) -> bundle.Bundle:
+    """A network trained as that of ``card``, on the same data by the same recipe, but for the seed.
+
+    Raises :class:`~models.bundle.BundleError` if it is another, or none.
+    """
+    found = bundle.load(folder, calibrated=False)
+    own = recipe_of(found.card, found.card.training.seed)
+    same = (found.card.network, found.card.data, found.card.input) == (card.network, card.data, card.input)
+    if not same or own != recipe_of(card, own.seed):
+        raise bundle.BundleError(f"{folder} was not trained as {card.name} was: choose another folder for its ensemble")
+    return found
+
+
+def member_folder(ensemble: Path, seed: int) -> Path:
+    """Where :func:`load_ensemble` finds the member of a seed."""
+    return ensemble / f"seed-{seed}"
+
+
+def load_ensemble(folder: Path, card: records.Card) -> tuple[bundle.Bundle, ...]:
+    """The members of a deep ensemble in ``folder``; none if there is no such folder.
+
+    Raises what :func:`load_member` raises, so that no other network is taken for one of them.
+    """
+    return tuple(load_member(path.parent, card) for path in sorted(folder.glob(f"seed-*/{bundle.CARD}")))
+
+
+def train(
+    folder: Path,
+    *,
+    name: str,
+    network_name: str,
+    arguments: Mapping[str, Any],
+    recipe: Recipe,
+    splits: data.FashionMNISTSplits,
+    on_batch: Callable[[int], None] = lambda _: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda _: None,
+) -> Trained:
+    """Train a network and write its bundle into ``folder``, which should come from :func:`models.storage.new_folder`.
+
+    The test images are looked at once, at the end, for the card. Raises ``ValueError`` for wrong ``arguments`` and
+    :class:`~training.fit.DivergedError` if the loss diverges in the first epoch; later the last good weights are kept.
+    """
+    network = networks.build(network_name, arguments, seed=recipe.seed)
+    inputs = records.InputRecord()
+    diverged = None
+    try:
+        fitted = fit(
+            network, splits.train, splits.validation, recipe,
+            prepare=lambda pixels: bundle.normalise(pixels, inputs), on_batch=on_batch, on_epoch=on_epoch,
+        )  # fmt: skip
+    except DivergedError as error:
+        if not error.fitted.history:
+            raise
+        diverged, fitted = error, error.fitted
+    network_record = records.NetworkRecord(
+        name=network_name, arguments=dict(arguments), parameters=sum(p.numel() for p in network.parameters())
+    )
+    card = bundle.write(
+        folder, network,
+        _card(name, network_record, network, splits=splits, recipe=recipe, fitted=fitted, inputs=inputs),
+    )  # fmt: skip
+    history = {"recipe": asdict(recipe), **asdict(fitted)}
+    storage.write_text(folder / HISTORY, json.dumps(history, indent=2) + "\n")
+    save_curves(fitted.history, fitted.best_epoch, network_name, folder / CURVES)
+    return Trained(card, fitted, diverged)
+
+
+def _card(
+    name: str, network_record: records.NetworkRecord, network: nn.Module, *, splits: data.FashionMNISTSplits,
+    recipe: Recipe, fitted: Fitted, inputs: records.InputRecord,
+) -> dict[str, Any]:  # fmt: skip
+    best = fitted.history[fitted.best_epoch - 1]
+    test_loss, test_accuracy = evaluate(network, bundle.normalise(splits.test.pixels, inputs), splits.test.labels)
+    return {
+        "name": name,
+        "network": network_record,
+        "classes": data.CLASSES,
+        "input": inputs,
+        "training": records.TrainingRecord(
+            optimizer="adam", **asdict(recipe), epochs_run=len(fitted.history), best_epoch=fitted.best_epoch,
+            stopped=fitted.stopped,
+        ),
+        "data": records.DataRecord(
+            name=data.NAME, sha256=data.CHECKSUMS, split_seed=splits.split_seed, train=len(splits.train),
+            validation=len(splits.validation), calibration=len(splits.calibration),
+        ),
+        "metrics": {
+            "validation_loss": best.validation_loss,
+            "validation_accuracy": best.validation_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        },
+        "versions": bundle.software_versions(),
+    }  # fmt: skip

@@ -1,0 +1,178 @@
+"""A user's own images: a folder of pictures, or an .npz file of pixels; with labels, if they have any."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.pictures import SIDE, PictureError, decode
+from training.data import DataError
+
+__all__ = ["OwnImages", "read"]
+
+HOW_TO_SAVE = "save them with np.savez(file, images=pixels, labels=class_indices), labels being optional"
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """``pixels`` ``[N, 28, 28]`` in 0..255, uint8 or float32, white on black; N is at least 1.
+
+    ``names`` are the pictures' paths below their folder, or the indices in the file; ``labels``, if there are any, are
+    int64 ``[N]``, indices into the classes.
+    """
+
+    names: tuple[str, ...]
+    pixels: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def read(
+    path: Path, classes: Sequence[str], *, on_pictures: Callable[[int, int], None] = lambda _, __: None
+) -> OwnImages:
+    """The images in ``path``, in the order of their names or in that of the file.
+
+    A folder holds pictures (PNG, JPEG, WebP, BMP) of dark things on a light background or the reverse; hidden files
+    are passed over. They may lie in one subfolder for each class, named as in ``classes`` with "-" or "_" in the place
+    of "/", which labels them. ``on_pictures`` is told how many are decoded, and of how many.
+
+    An .npz file holds ``images``, or a single array of any name: uint8 or float in 0..255, white on black,
+    ``[N, 28, 28]`` or ``[N, 784]``; and ``labels`` if there are any: integer ``[N]``, indices into ``classes``.
+
+    Raises :class:`~training.data.DataError` that says which file or array is wrong, why, and what to do.
+    """
+    if path.is_dir():
+        return _read_folder(path, classes, on_pictures)
+    return _read_arrays(path, classes)
+
+
+def _read_folder(folder: Path, classes: Sequence[str], on_pictures: Callable[[int, int], None]) -> OwnImages:
+    entries = _visible(folder)
+    subfolders = [entry for entry in entries if entry.is_dir()]
+    if subfolders and len(subfolders) < len(entries):
+        loose = next(entry for entry in entries if not entry.is_dir())
+        raise DataError(
+            f"{folder} holds both files, as {loose.name}, and folders, as {subfolders[0].name}: "
+            "put all pictures directly into it, or all into one subfolder for each class"
+        )
+    files, labels = _by_class(subfolders, classes) if subfolders else (entries, None)
+    if not files:
+        raise DataError(f"{folder} holds no pictures; put PNG, JPEG, WebP or BMP files into it")
+    pixels = []
+    for file in files:
+        pixels.append(_decode(file))
+        on_pictures(len(pixels), len(files))
+    # A name that isn't UTF-8 could not be written into a table.
+    names = (file.relative_to(folder).as_posix().encode(errors="backslashreplace").decode() for file in files)
+    return OwnImages(tuple(names), torch.from_numpy(np.stack(pixels)), labels)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _by_class(subfolders: Sequence[Path], classes: Sequence[str]) -> tuple[list[Path], Tensor]:
+    files: list[Path] = []
+    labels: list[int] = []
+    for subfolder in subfolders:
+        label = _class_index(subfolder, classes)
+        found = _visible(subfolder)
+        files += found
+        labels += [label] * len(found)
+    return files, torch.tensor(labels)
+
+
+def _class_index(folder: Path, classes: Sequence[str]) -> int:
+    for index, name in enumerate(classes):
+        if folder.name in (name, name.replace("/", "-"), name.replace("/", "_")):
+            return index
+    known = ", ".join(name.replace("/", "-") for name in classes)
+    raise DataError(f"the folder {folder} is not named after a class; rename it to one of {known}")
+
+
+def _decode(file: Path) -> NDArray[np.uint8]:
+    if not file.is_file():
+        raise DataError(f"{file} is not a file; move it elsewhere")
+    try:
+        return decode(file.read_bytes(), "auto")
+    except PictureError as error:
+        raise DataError(f"{file}: {error}. Mend it, or move it elsewhere") from error
+
+
+def _read_arrays(path: Path, classes: Sequence[str]) -> OwnImages:
+    # Opened here, because numpy does not close what it fails to read.
+    with path.open("rb") as file, _archive(path, file) as arrays:
+        name = "images" if "images" in arrays.files or len(arrays.files) != 1 else arrays.files[0]
+        if name not in arrays.files:
+            found = ", ".join(arrays.files) or "nothing"
+            raise DataError(f"{path} does not hold an array `images`, but {found}; {HOW_TO_SAVE}")
+        pixels = _checked_pixels(_array(path, arrays, name), f"`{name}` in {path}")
+        labels = None
+        if "labels" in arrays.files and name != "labels":
+            labels = _checked_labels(_array(path, arrays, "labels"), len(pixels), classes, f"`labels` in {path}")
+    return OwnImages(tuple(map(str, range(len(pixels)))), pixels, labels)
+
+
+def _archive(path: Path, file: BinaryIO) -> Any:
+    problem = DataError(f"{path} is neither a folder of pictures nor a whole .npz file; {HOW_TO_SAVE}")
+    # numpy takes what isn't a zip archive for a bare array or a pickle.
+    if not zipfile.is_zipfile(file):
+        raise problem
+    file.seek(0)
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise problem from error
+
+
+def _array(path: Path, arrays: Any, name: str) -> NDArray[Any]:
+    try:
+        array = arrays[name]
+    except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"`{name}` in {path} can't be read: {error}. Arrays of Python objects never are; {HOW_TO_SAVE}"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"`{name}` in {path} is not an array; {HOW_TO_SAVE}")
+    return array
+
+
+def _checked_pixels(array: NDArray[Any], place: str) -> Tensor:
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"{place} are of type {array.dtype}; they should be uint8, or float in 0..255")
+    if array.shape[1:] not in ((SIDE, SIDE), (SIDE * SIDE,)):
+        raise DataError(f"{place} have shape {array.shape}; it should be [N, {SIDE}, {SIDE}] or [N, {SIDE * SIDE}]")
+    if not len(array):
+        raise DataError(f"{place} are none; there should be one at least")
+    flat = array.reshape(len(array), -1)
+    wrong = np.flatnonzero(~((flat >= 0) & (flat <= 255)).all(axis=1))  # NaN is neither.
+    if len(wrong):
+        raise DataError(f"{place} have pixels that are NaN or outside 0..255, first at index {wrong[0]}; mend them")
+    if array.dtype != np.uint8 and 0 < array.max() <= 1:
+        raise DataError(f"{place} have no pixel above 1, as if scaled to 0..1; multiply them by 255")
+    dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(flat, dtype=dtype)).reshape(-1, SIDE, SIDE)
+
+
+def _checked_labels(array: NDArray[Any], images: int, classes: Sequence[str], place: str) -> Tensor:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{place} are of type {array.dtype}; they should be integers, indices of classes")
+    if array.shape != (images,):
+        raise DataError(f"{place} have shape {array.shape}; it should be ({images},), one for each image")
+    wrong = np.flatnonzero((array < 0) | (array >= len(classes)))
+    if len(wrong):
+        raise DataError(
+            f"{place} should be in 0..{len(classes) - 1}, indices of classes; at index {wrong[0]} is {array[wrong[0]]}"
+        )
+    return torch.from_numpy(array.astype(np.int64))
