@@ -99,8 +99,10 @@ def report_command(
     """
     loaded = [bundles.load(name) for name in bundle_names]
     names = [bundle.card.name for bundle in loaded]
-    if len(set(names)) < len(names):
-        raise click.UsageError(f"two bundles have the same name: {', '.join(names)}", click.get_current_context())
+    if len({calibration_report.slug(name) for name in names}) < len(names):
+        raise click.UsageError(
+            f"two bundles have the same name, but for signs: {', '.join(names)}", click.get_current_context()
+        )
     seeds = {bundle.card.data.split_seed for bundle in loaded}
     if len(seeds) > 1:
         raise click.ClickException(
@@ -149,7 +151,7 @@ def _subject(
     if len(members) < 2:
         members = ()
         missing[f"deep ensemble of {bundle.card.name}"] = (
-            f"no networks in {folder}; train them with "
+            f"no two networks in {folder}; train them with "
             f"`python -m training ensemble {shlex.quote(str(bundle.path))} --out {shlex.quote(str(folder))}`"
         )
     return calibration_report.Subject(bundle, calibration, scores, fitted, members)

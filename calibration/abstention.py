@@ -28,7 +28,7 @@ def clopper_pearson_upper(errors: int, trials: int, delta: float) -> float:
 def guaranteed_threshold(
     uncertainty: Tensor, errors: Tensor, target_error: float, delta: float = 0.05
 ) -> AbstentionRecord:
-    """The threshold of greatest coverage whose error is at most ``target_error`` with probability 1 - ``delta``.
+    """A threshold of high coverage whose error is at most ``target_error`` with probability 1 - ``delta``.
 
     "Selection with guaranteed risk" (Geifman & El-Yaniv 2017) on n images of any ``uncertainty`` ``[n]``, with
     ``errors`` ``[n]`` true where the prediction is wrong: a binary search tests ⌈log2 n⌉ thresholds at most, each with

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from calibration import conformal, strategies
@@ -95,10 +94,7 @@ def calibrate_strategy(
     )
     return record, StrategyScores(
         {
-            method: conformal.nonconformity(summary.mean, method, uniforms)
-            .gather(1, labels.unsqueeze(1))
-            .squeeze(1)
-            .to(torch.float32)
+            method: conformal.nonconformity(summary.mean, method, uniforms).gather(1, labels.unsqueeze(1)).squeeze(1)
             for method in CONFORMAL_METHODS
         },
         confidence=confidence,

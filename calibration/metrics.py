@@ -117,9 +117,11 @@ def adaptive_calibration_error(
 ) -> Tensor:
     """The same with bins of equally many images (Nixon et al. 2019). Weights leave the bins as they are."""
     confidence = probabilities.double().amax(1)
-    index = torch.empty(len(labels), dtype=torch.int64)
-    for number, part in enumerate(confidence.argsort(stable=True).tensor_split(bins)):
-        index[part] = number
+    ordered = confidence.sort().values
+    # Equal confidences share a bin: that of the first of them.
+    positions = torch.searchsorted(ordered, confidence)
+    starts = torch.tensor([part[0] for part in torch.arange(len(labels)).tensor_split(bins) if len(part)])
+    index = torch.bucketize(positions, starts, right=True) - 1
     return _binned_error(confidence - _correct(probabilities, labels), index, bins, weights)
 
 

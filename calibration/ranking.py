@@ -25,8 +25,8 @@ def risk_coverage(scores: Tensor, errors: Tensor) -> Tensor:
 
     ``errors`` ``[N]`` is true, or 1, where the prediction is wrong.
     """
-    order, wrong = _ranked(scores, errors)
-    return wrong.cumsum(0) / torch.arange(1, len(order) + 1)
+    _, mistaken, counts = _cumulative(scores, errors, None)
+    return mistaken / counts.cumsum(0)
 
 
 def area_under_risk_coverage(scores: Tensor, errors: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -45,13 +45,13 @@ def area_under_generalized_risk_coverage(scores: Tensor, errors: Tensor, weights
 def accuracy_at_coverage(scores: Tensor, errors: Tensor, coverage: float, weights: Tensor | None = None) -> Tensor:
     """Accuracy among the least uncertain ``coverage`` of all images, at least one."""
     answered, mistaken, counts = _cumulative(scores, errors, weights)
-    wanted = (counts.sum(-1, keepdim=True) * coverage - 1e-9).clamp_min(0)
-    last = (answered < wanted).sum(-1, keepdim=True).clamp_max(len(scores) - 1)
+    wanted = (counts.sum(-1, keepdim=True) * coverage - 1e-9).ceil().clamp_min(1)
+    index = (answered < wanted).sum(-1, keepdim=True).clamp_max(len(scores) - 1)
     # With weights the image at the edge may count several times: those beyond the coverage are not answered.
-    index = last.expand(*answered.shape[:-1], 1)
-    excess = (answered.gather(-1, index) - wanted.ceil().clamp_min(1)).clamp_min(0)
-    share = mistaken.gather(-1, index) - excess * _ranked(scores, errors)[1][index]
-    return (1 - share / (answered.gather(-1, index) - excess)).squeeze(-1)
+    until, own = answered.gather(-1, index), counts.gather(-1, index)
+    wrong, before = mistaken.gather(-1, index), (mistaken.gather(-1, (index - 1).clamp_min(0)) * (index > 0))
+    excess = (until - wanted).clamp_min(0) / own.clamp_min(1e-300)
+    return (1 - (wrong - excess * (wrong - before)) / wanted).squeeze(-1)
 
 
 def auroc(
@@ -102,19 +102,22 @@ def _or_ones(weights: Tensor | None, values: Tensor) -> Tensor:
     return torch.ones(len(values), dtype=torch.float64) if weights is None else weights
 
 
-def _ranked(scores: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
-    """The order from the least uncertain image on, and the errors in it, those of equal scores made equal."""
-    _, groups, counts = scores.unique(return_inverse=True, return_counts=True)
-    shared = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, groups, errors.double()) / counts
-    order = scores.argsort(stable=True)
-    return order, shared[groups[order]]
-
-
 def _cumulative(scores: Tensor, errors: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """From the least uncertain image on: how many there are so far, how many of them wrong, how often each counts."""
-    order, wrong = _ranked(scores, errors)
-    counts = _or_ones(weights, scores)[..., order]
-    return counts.cumsum(-1), (counts * wrong).cumsum(-1), counts
+    """From the least uncertain image on: how many there are so far, how many of them wrong, how often each counts.
+
+    Of images of equal score each is wrong as often as they are on average, by their weights.
+    """
+    _, groups = scores.unique(return_inverse=True)
+    counts = _or_ones(weights, scores)
+    groups_shape = (*counts.shape[:-1], int(groups.max()) + 1)
+    total, wrong = (
+        torch.zeros(groups_shape, dtype=torch.float64).index_add_(-1, groups, values)
+        for values in (counts, counts * errors.double())
+    )
+    order = scores.argsort(stable=True)
+    share = (wrong / total.clamp_min(1e-300))[..., groups[order]]
+    counts = counts[..., order]
+    return counts.cumsum(-1), (counts * share).cumsum(-1), counts
 
 
 def _detection(

@@ -13,7 +13,7 @@ from torch import Tensor
 from calibration.predictive import temper
 from models.records import PoolingOrder, Scaling
 
-__all__ = ["FittedScaling", "fit_scaling"]
+__all__ = ["FittedScaling", "best_temperature", "fit_scaling"]
 
 LOG_RANGE = (math.log(0.05), math.log(20.0))
 FOLDS = 5
@@ -50,7 +50,7 @@ def fit_scaling(logits: Tensor, labels: Tensor) -> FittedScaling:
         members["calibrate_then_pool"] = logits
     validated = {order: _cross_validated(values, labels) for order, values in members.items()}
     order = min(validated, key=validated.__getitem__)
-    temperature = _best_temperature(members[order], labels)
+    temperature = best_temperature(members[order], labels)
     return FittedScaling(
         Scaling(temperature=temperature, order=order),
         nll_before=_loss(members["pool_then_calibrate"], labels, 1.0),
@@ -67,7 +67,8 @@ def _loss(members: Tensor, labels: Tensor, temperature: float) -> float:
     return float(math.log(len(members)) - torch.logsumexp(likelihoods.double(), dim=0).mean())
 
 
-def _best_temperature(members: Tensor, labels: Tensor) -> float:
+def best_temperature(members: Tensor, labels: Tensor) -> float:
+    """The temperature of ``members`` (logits ``[T, N, C]``) whose mean then has the least loss; between 0.05 and 20."""
     found = minimize_scalar(
         lambda log_temperature: _loss(members, labels, math.exp(log_temperature)),
         bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-4},
@@ -80,6 +81,6 @@ def _cross_validated(members: Tensor, labels: Tensor) -> float:
     for fold in torch.arange(len(labels)).tensor_split(FOLDS):
         rest = torch.ones(len(labels), dtype=torch.bool)
         rest[fold] = False
-        temperature = _best_temperature(members[:, rest], labels[rest])
+        temperature = best_temperature(members[:, rest], labels[rest])
         losses += _loss(members[:, fold], labels[fold], temperature) * len(fold)
     return losses / len(labels)

@@ -104,7 +104,7 @@ def normalise(pixels: Tensor, record: InputRecord) -> Tensor:
 def software_versions() -> dict[str, str]:
     """Versions of Python, of this project and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
-    for package in ("dropout-uncertainty", "torch", "torchvision", "numpy"):
+    for package in ("dropout-uncertainty", "torch", "torchvision", "numpy", "scipy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -123,12 +123,13 @@ class Scaling(Record):
 
 
 class AbstentionRecord(Record):
-    """Answer where the uncertainty, 1 - confidence, is at most ``threshold``; never if that is null, as nothing can be
-    guaranteed.
+    """Answer where the uncertainty, 1 - confidence, is at most ``threshold``; never if that is null, as none was found
+    that can be guaranteed.
 
     With probability 1 - ``delta`` over the draw of the images that it was found on, the error among answers to new ones
-    is at most ``error_bound``, which is at most ``target_error``. ``coverage`` is the fraction of those images that are
-    answered, ``selective_error`` the fraction of these answers that are wrong: 0 and null where there is no threshold.
+    is at most ``target_error``. ``error_bound`` is the bound of the test that the threshold passed; ``coverage`` the
+    fraction of those images that are answered, ``selective_error`` the fraction of these answers that are wrong: 0 and
+    null where there is no threshold.
     """
 
     target_error: float
@@ -181,9 +182,10 @@ class Calibration(Record):
 
 @dataclass(frozen=True)
 class StrategyScores:
-    """What one calibrated strategy said of the n calibration images, float32 ``[n]``.
+    """What one calibrated strategy said of the n calibration images, ``[n]``.
 
-    ``nonconformity`` of the true label by each conformal method, from which a prediction set of any coverage follows;
+    ``nonconformity`` of the true label by each conformal method (float64: rounded, ties would be lost), from which a
+    prediction set of any coverage follows;
     ``confidence`` and whether it was ``correct`` (bool), from which any threshold for abstention; ``total`` and
     ``epistemic`` uncertainty in nats, to compare with that of what is met later.
     """

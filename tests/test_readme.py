@@ -95,7 +95,7 @@ def test_what_is_said_of_subnetworks_calibration_and_abstention_is_so(model: dic
     assert f"the arithmetic one ({chapter['kl_arithmetic']['mean']:.4f})" in text
     found = section["calibrated"]
     assert found["ece_p_value"] > 0.05
-    assert section["raw"]["overconfidence"] < -0.05
+    assert section["raw"]["overconfidence"]["high"] < -0.05
     assert f"its ECE of {found['ece']['value']:.4f} is not" in text
     assert f"(mean {found['ece_if_calibrated']:.4f}, p = {found['ece_p_value']:.2f})" in text
     (abstention,) = (row for row in section["abstention"] if row["promised"]["target_error"] == 0.05)

@@ -73,7 +73,11 @@ def load_ensemble(folder: Path, card: records.Card) -> tuple[bundle.Bundle, ...]
 
     Raises what :func:`load_member` raises, so that no other network is taken for one of them.
     """
-    return tuple(load_member(path.parent, card) for path in sorted(folder.glob(f"seed-*/{bundle.CARD}")))
+    members = tuple(load_member(path.parent, card) for path in sorted(folder.glob(f"seed-*/{bundle.CARD}")))
+    weights = [card.weights_sha256, *(member.card.weights_sha256 for member in members)]
+    if len(set(weights)) < len(weights):
+        raise bundle.BundleError(f"{folder} holds the same network twice, or {card.name} itself: that is no ensemble")
+    return members
 
 
 def train(

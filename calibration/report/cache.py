@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import calibration
 import models
+import training
 from models import storage
 from models.bundle import software_versions
 
@@ -67,12 +69,18 @@ class PredictionCache:
         """Remove the files used longest ago, until no more than ``most_bytes`` are left."""
         if self.folder is None or not self.folder.is_dir():
             return
+        # Those that a killed run left half-written too, whose names begin with a dot.
+        found = []
+        for path in [*self.folder.glob(f"*{SUFFIX}"), *self.folder.glob(f".*{SUFFIX}.*")]:
+            with suppress(OSError):  # Another run may have removed it.
+                state = path.stat()
+                found.append((state.st_mtime, state.st_size, path))
         total = 0
-        by_age = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in by_age:
-            total += path.stat().st_size
+        for _, size, path in sorted(found, reverse=True):
+            total += size
             if total > most_bytes:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _seal(name: str, content: bytes) -> bytes:
@@ -88,9 +96,10 @@ def _sealed(name: str, tensors: dict[str, Tensor]) -> bytes:
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         sealed = path.read_bytes()
-        os.utime(path)
     except OSError:
         return None
+    with suppress(OSError):  # The cache may be there to be read alone.
+        os.utime(path)
     seal, content = sealed[:32], sealed[32:]
     if _seal(path.stem, content) != seal:
         return None
@@ -102,7 +111,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 def _code() -> str:
     """A digest of the source that predictions come from, and of the versions of what it runs on."""
     seal = hashlib.sha256(json.dumps(software_versions(), sort_keys=True).encode())
-    for package in (models, calibration):
+    for package in (models, training, calibration):
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*.py")):
             seal.update(path.relative_to(root).as_posix().encode() + path.read_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from calibration.report.evaluate import first_from_which_on
 from calibration.report.schema import (
     Difference,
     Estimate,
@@ -65,8 +66,9 @@ def _verdict(better: bool | None) -> str:
 
 
 def _which_is_best(model: ModelReport) -> Iterator[str]:
+    if "mc_dropout" not in model.strategies:
+        yield "This network has no active dropout, so that no sub-networks can be sampled."
     if len(model.strategies) == 1:
-        yield "This network has no active dropout, so that weight scaling is all that can be measured."
         return
     for measure, label in (("accuracy", "accuracy"), ("nll", "calibrated NLL")):
         winner = model.best[measure]
@@ -112,18 +114,23 @@ def _with_samples(strategy: str, section: StrategySection) -> str:
 def _calibration(model: ModelReport) -> Iterator[str]:
     for strategy, section in model.strategies.items():
         raw, calibrated = section.raw, section.calibrated
-        direction = "over" if raw.overconfidence > 0 else "under"
-        sentence = (
-            f"{_with_samples(strategy, section)} before calibration is {direction}-confident by "
-            f"{abs(raw.overconfidence):.3f} on average; temperature {section.temperature:.2f} takes its ECE from "
-            f"{raw.ece.value:.4f} to {calibrated.ece.value:.4f}. "
-        )
-        p = "p < 0.01" if calibrated.ece_p_value < 0.01 else f"p = {calibrated.ece_p_value:.2f}"
-        chance = f"(a calibrated prediction would have {calibrated.ece_if_calibrated:.4f} on average, {p})"
-        if calibrated.ece_p_value >= CLEARLY:
-            yield f"{sentence}That is not distinguishable from perfect calibration {chance}."
+        found = raw.overconfidence
+        if found.low <= 0 <= found.high:
+            before = "is neither over- nor under-confident on average beyond chance"
         else:
-            yield f"{sentence}That is still more than chance explains {chance}: {_worst_bin(section)}."
+            before = f"is {'over' if found.value > 0 else 'under'}-confident by {abs(found.value):.3f} on average"
+        p = "p < 0.01" if calibrated.ece_p_value < 0.01 else f"p = {calibrated.ece_p_value:.3f}"
+        chance = f"(a calibrated prediction would have {calibrated.ece_if_calibrated:.4f} on average, {p})"
+        verdict = (
+            f"That is not distinguishable from perfect calibration {chance}"
+            if calibrated.ece_p_value >= CLEARLY
+            else f"That is still more than chance explains {chance}; {_worst_bin(section)}"
+        )
+        yield (
+            f"{_with_samples(strategy, section)} {before} before calibration; temperature "
+            f"{section.temperature:.2f} takes its ECE from {raw.ece.value:.4f} to {calibrated.ece.value:.4f}. "
+            f"{verdict}."
+        )
 
 
 def _worst_bin(section: StrategySection) -> str:
@@ -135,9 +142,9 @@ def _worst_bin(section: StrategySection) -> str:
     ]
     worst = max(range(len(shares)), key=shares.__getitem__)
     return (
-        f"most of it from the {bins.count[worst]:,} images with confidence {bins.edges[worst]:.2f} to "
-        f"{bins.edges[worst + 1]:.2f}, of which {100 * bins.accuracy[worst]:.1f} % are right and not "
-        f"{100 * bins.confidence[worst]:.1f} %"
+        f"its largest part, {100 * shares[worst] / sum(shares):.0f} %, comes from the {bins.count[worst]:,} images "
+        f"with confidence {bins.edges[worst]:.2f} to {bins.edges[worst + 1]:.2f}, of which "
+        f"{100 * bins.accuracy[worst]:.1f} % are right and not {100 * bins.confidence[worst]:.1f} %"
     )
 
 
@@ -150,59 +157,69 @@ def _interpretation(section: InterpretationSection) -> Iterator[str]:
         f"{100 * section.weight_scaling_accuracy:.2f} %. Two sub-networks disagree on "
         f"{100 * section.disagreement:.1f} % of the images."
     )
-    reached = section.crossing_accuracy
-    if reached:
-        first = f"From {reached} sub-networks on their mean is at least as accurate as weight scaling"
-    else:
-        first = f"Up to {whole.samples} sub-networks their mean is never quite as accurate as weight scaling"
-    level = section.level_accuracy
-    second = (
-        f"; from {level} on it can no longer be told from it"
-        if level
-        else "; the difference is beyond chance at every size"
-    )
-    yield f"{first}{second}. Srivastava et al. (2014) found about 50."
-    reached = section.crossing_nll
+    better = first_from_which_on(section.sizes, lambda row: row.difference_accuracy.low > 0)
     yield (
-        f"By calibrated NLL {reached} sub-networks are enough to be no worse than weight scaling."
-        if reached
-        else f"By calibrated NLL even {whole.samples} sub-networks are worse than weight scaling."
+        f"{_against(section.level_accuracy, section.crossing_accuracy, better, whole.samples, 'accurate')} With "
+        f"{whole.samples} the difference is {_difference(whole.difference_accuracy, 'accuracy')}. Srivastava et al. "
+        "(2014) found that about 50 match weight scaling."
+    )
+    better = first_from_which_on(section.sizes, lambda row: row.difference_nll.high < 0)
+    yield (
+        f"{_against(section.level_nll, section.crossing_nll, better, whole.samples, 'good by calibrated NLL')} With "
+        f"{whole.samples} the difference is {_difference(whole.difference_nll, 'nll')}."
     )
     geometric, arithmetic = section.kl_geometric.mean, section.kl_arithmetic.mean
-    nearer = "geometric" if geometric < arithmetic else "arithmetic"
+    near = "as near to the geometric as to the arithmetic"
+    if abs(geometric - arithmetic) > 0.01 * max(geometric, arithmetic):
+        near = f"nearer to the {'geometric' if geometric < arithmetic else 'arithmetic'}"
     yield (
-        f"Weight scaling is nearer to the {nearer} mean of the sub-networks: KL divergence {geometric:.4f} nats from "
-        f"the geometric and {arithmetic:.4f} from the arithmetic mean, averaged over images."
+        f"Weight scaling is {near} mean of the sub-networks: KL divergence {geometric:.4f} nats from the geometric and "
+        f"{arithmetic:.4f} from the arithmetic mean, averaged over images."
     )
+
+
+def _against(level: int | None, crossing: int | None, better: int | None, most: int, what: str) -> str:
+    """From how many sub-networks on their mean is how ``what`` beside weight scaling."""
+    if level is None:
+        return f"Even {most} sub-networks are significantly less {what} than weight scaling."
+    parts = [f"From {level} sub-networks on their mean is not significantly less {what} than weight scaling"]
+    if crossing:
+        parts.append(f"from {crossing} on at least as {what} on these images")
+    if better:
+        parts.append(f"from {better} on significantly more so")
+    return f"{', '.join(parts)}."
 
 
 def _outliers(model: ModelReport) -> Iterator[str]:
+    scores = {"confidence": "1 − confidence", "total": "total uncertainty", "epistemic": "epistemic uncertainty"}
     for name, section in model.outliers.items():
-        found = [
-            (detection.auroc.value, strategy, score)
-            for strategy, scores in section.detection.items()
-            for score, detection in scores.items()
-        ]
-        value, strategy, score = max(found)
-        plain = section.detection["weight_scaling"]["total"].auroc.value
-        scores = {"confidence": "1 - confidence", "total": "total uncertainty", "epistemic": "epistemic uncertainty"}
+        strategy, score = section.best
+        value = section.detection[strategy][score].auroc.value
         shown = named(name)
-        yield (
-            f"{shown[0].upper()}{shown[1:]} images are told from test images best by {scores[score]} of "
-            f"{named(strategy)}: AUROC {value:.3f}, against {plain:.3f} by the entropy of weight scaling."
+        found = (
+            f"{shown[0].upper()}{shown[1:]} images against test images: the highest AUROC, {value:.3f}, is that of "
+            f"{scores[score]} of {named(strategy)}"
         )
+        if section.best == ("weight_scaling", "total"):
+            yield f"{found}."
+            continue
+        low, high = (_number(part, 3) for part in (section.gain.low, section.gain.high))
+        difference = (
+            f"{_number(section.gain.value, 3)} against the entropy of weight scaling (95 % interval {low} to {high})"
+        )
+        beyond = section.gain.low > 0
+        yield f"{found}: {difference}{'' if beyond else ', not distinguishable'}."
 
 
 def _sets(model: ModelReport) -> Iterator[str]:
     rows = [row for row in model.strategies[model.default].conformal if row.probability is not None]
     if not rows:
         return
-    off = [row for row in rows if row.probability is not None and row.probability < CLEARLY]
-    about = f"The coverage of {named(model.default)}'s prediction sets"
+    # As many looks as rows: Bonferroni's correction.
+    off = [row for row in rows if row.probability is not None and row.probability < CLEARLY / len(rows)]
+    about = f"The coverage of {named(model.default)}'s prediction sets with one threshold"
     if off:
-        which = _listed(
-            [f"{row.method.upper()} at {100 * row.nominal:g} % ({100 * row.coverage:.1f} %)" for row in off]
-        )
-        yield f"{about} is further from nominal than 95 % of chance for {which}."
+        which = [f"{row.method.upper()} at {100 * row.nominal:g} % ({100 * row.coverage:.1f} %)" for row in off]
+        yield f"{about} is further from nominal than chance explains for {_listed(which)}."
     else:
-        yield f"{about} is within what chance allows at every level and for every method."
+        yield f"{about} is not further from nominal than chance explains, at any level and by any method."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -24,6 +24,7 @@ from calibration.report.schema import (
     Ranking,
     Reliability,
     Score,
+    SizeRow,
 )
 from calibration.resampling import interval
 from models.records import CONFORMAL_METHODS, AbstentionRecord, StrategyScores
@@ -37,6 +38,7 @@ __all__ = [
     "detection",
     "differences",
     "estimate",
+    "first_from_which_on",
     "quality",
     "rank",
     "score",
@@ -52,24 +54,23 @@ def estimate(measure: Weighted, weights: Tensor, *, least: float = -math.inf, mo
     """``measure`` of every image once, with its interval under bootstrap ``weights``, cut to what it can be."""
     value = float(measure(None))
     low, high = interval(value, measure(weights))
-    return Estimate(value=value, low=max(low, least), high=min(high, most))
+    return Estimate(value=value, low=min(max(low, least), most), high=max(min(high, most), least))
 
 
 def quality(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Quality:
     """All measures of ``probabilities`` ``[N, C]`` against ``labels`` ``[N]``."""
 
-    def measured(measure: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Estimate:
-        return estimate(partial(measure, probabilities, labels), weights, least=0)
+    def measured(measure: Callable[[Tensor, Tensor, Tensor | None], Tensor], most: float = 1) -> Estimate:
+        return estimate(partial(measure, probabilities, labels), weights, least=0, most=most)
 
     bins = metrics.reliability_bins(probabilities, labels)
     parts = metrics.brier_decomposition(probabilities, labels)
     ece = measured(metrics.expected_calibration_error)
     null = _ece_if_calibrated(probabilities)
-    accuracy = measured(metrics.accuracy)
     return Quality(
-        accuracy=accuracy,
-        nll=measured(metrics.negative_log_likelihood),
-        brier=measured(metrics.brier),
+        accuracy=measured(metrics.accuracy),
+        nll=measured(metrics.negative_log_likelihood, math.inf),
+        brier=measured(metrics.brier, 2),
         brier_calibration=parts.calibration,
         brier_refinement=parts.refinement,
         ece=ece,
@@ -79,7 +80,7 @@ def quality(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Quality:
         classwise_ece=measured(metrics.classwise_calibration_error),
         mce=measured(metrics.maximum_calibration_error),
         debiased_calibration_error=_debiased(probabilities, labels, weights),
-        overconfidence=float(probabilities.double().amax(1).mean()) - accuracy.value,
+        overconfidence=estimate(partial(_overconfidence, probabilities, labels), weights),
         reliability=Reliability(
             edges=tuple(bins.edges.tolist()),
             count=tuple(bins.count.tolist()),
@@ -87,6 +88,12 @@ def quality(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Quality:
             confidence=tuple(bins.confidence.tolist()),
         ),
     )
+
+
+def _overconfidence(probabilities: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    confidence = probabilities.double().amax(1)
+    mean = confidence.mean() if weights is None else weights @ confidence / weights.sum(-1)
+    return mean - metrics.accuracy(probabilities, labels, weights)
 
 
 def _debiased(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Estimate:
@@ -130,30 +137,31 @@ def rank(scores: Tensor, errors: Tensor, weights: Tensor) -> Ranking:
     curve = ranking.risk_coverage(scores, errors)
     shown = (torch.arange(1, 101) * len(curve) / 100).ceil().long() - 1
     return Ranking(
-        auroc=estimate(misclassification, weights, most=1) if 0 < int(errors.sum()) < len(errors) else None,
-        aurc=estimate(partial(ranking.area_under_risk_coverage, scores, errors), weights),
-        augrc=estimate(partial(ranking.area_under_generalized_risk_coverage, scores, errors), weights),
+        auroc=estimate(misclassification, weights, least=0, most=1) if 0 < int(errors.sum()) < len(errors) else None,
+        aurc=estimate(partial(ranking.area_under_risk_coverage, scores, errors), weights, least=0, most=1),
+        augrc=estimate(partial(ranking.area_under_generalized_risk_coverage, scores, errors), weights, least=0, most=1),
         accuracy_at_coverage={
-            str(coverage): estimate(partial(ranking.accuracy_at_coverage, scores, errors, coverage), weights, most=1)
+            str(coverage): estimate(
+                partial(ranking.accuracy_at_coverage, scores, errors, coverage), weights, least=0, most=1
+            )
             for coverage in SELECTED
         },
         risk=tuple(curve[shown].tolist()),
     )
 
 
-def detection(scores: Tensor, others: Tensor, weights: Tensor, weights_of_others: Tensor) -> Detection:
-    """How well scores tell ``others`` ``[M]`` from the images with ``scores`` ``[N]``."""
-
-    def measured(measure: Callable[..., Tensor]) -> Estimate:
+def detection(scores: Tensor, others: Tensor, weights: Tensor, weights_of_others: Tensor) -> tuple[Detection, Tensor]:
+    """How well scores tell ``others`` ``[M]`` from the images with ``scores`` ``[N]``; and the AUROC on resampled
+    images ``[resamples]``."""
+    found = {}
+    for name, measure in (
+        ("auroc", ranking.auroc), ("aupr", ranking.average_precision), ("fpr95", ranking.false_positive_rate)
+    ):  # fmt: skip
+        resampled = measure(scores, others, weights, weights_of_others)
         value = float(measure(scores, others))
-        low, high = interval(value, measure(scores, others, weights, weights_of_others))
-        return Estimate(value=value, low=max(low, 0), high=min(high, 1))
-
-    return Detection(
-        auroc=measured(ranking.auroc),
-        aupr=measured(ranking.average_precision),
-        fpr95=measured(ranking.false_positive_rate),
-    )
+        low, high = interval(value, resampled)
+        found[name] = Estimate(value=value, low=min(max(low, 0), 1), high=min(max(high, 0), 1)), resampled
+    return Detection(**{name: estimated for name, (estimated, _) in found.items()}), found["auroc"][1]
 
 
 @dataclass(frozen=True)
@@ -289,3 +297,13 @@ def abstention_rows(
             )
         )
     return tuple(rows)
+
+
+def first_from_which_on(sizes: Sequence[SizeRow], reached: Callable[[SizeRow], bool]) -> int | None:
+    """The fewest sub-networks from which on, with more, it stays reached; ``None`` if it is not with the most."""
+    first = None
+    for row in reversed(sizes):
+        if not reached(row):
+            break
+        first = row.samples
+    return first

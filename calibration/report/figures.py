@@ -32,7 +32,7 @@ WIDTH, HEIGHT = 4.6, 3.4
 
 def slug(name: str) -> str:
     """A name for files and anchors."""
-    return re.sub(r"[^\w.-]+", "-", name)
+    return re.sub(r"[^\w.-]+", "-", name)[:80]
 
 
 def colour(strategy: str) -> str:

@@ -15,9 +15,9 @@ from calibration.enumeration import enumerate_subnetworks
 from calibration.masks import DESIGNS
 from calibration.predictive import entropy
 from calibration.report.cache import PredictionCache, digest
-from calibration.report.evaluate import estimate
+from calibration.report.evaluate import estimate, first_from_which_on
 from calibration.report.schema import EnumerationError, EnumerationSection, InterpretationSection, Quantiles, SizeRow
-from calibration.scaling import fit_scaling
+from calibration.scaling import best_temperature
 from calibration.subnetworks import SubnetworkEnsemble
 from models import networks
 from models.bundle import Bundle, normalise
@@ -52,7 +52,9 @@ def interpretation(
     def fitted() -> dict[str, Tensor]:
         return {"temperatures": _temperatures(ensemble, bundle, for_temperature, on_images)}
 
-    temperatures = cache.get({**key, "images": digest(for_temperature.pixels)}, fitted)["temperatures"]
+    temperatures = cache.get(
+        {**key, "images": digest(for_temperature.pixels), "labels": digest(for_temperature.labels)}, fitted
+    )["temperatures"]
     found = cache.get(
         {**key, "images": digest(test.pixels), "labels": digest(test.labels), "at": digest(temperatures)},
         lambda: _by_size(ensemble, bundle, test, temperatures, on_images),
@@ -70,10 +72,10 @@ def interpretation(
         weight_scaling_accuracy=float(correct.mean()),
         weight_scaling_nll=float(loss.mean()),
         weight_scaling_raw_nll=float(_loss(plain, test.labels).mean()),
-        crossing_accuracy=_crossing(sizes, lambda row: row.difference_accuracy.value >= 0),
-        crossing_nll=_crossing(sizes, lambda row: row.difference_nll.value <= 0),
-        level_accuracy=_crossing(sizes, lambda row: row.difference_accuracy.high >= 0),
-        level_nll=_crossing(sizes, lambda row: row.difference_nll.low <= 0),
+        crossing_accuracy=first_from_which_on(sizes, lambda row: row.difference_accuracy.value >= 0),
+        crossing_nll=first_from_which_on(sizes, lambda row: row.difference_nll.value <= 0),
+        level_accuracy=first_from_which_on(sizes, lambda row: row.difference_accuracy.high >= 0),
+        level_nll=first_from_which_on(sizes, lambda row: row.difference_nll.low <= 0),
         member_accuracy=tuple(torch.quantile(members, torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()),
         member_accuracies=tuple(members.tolist()),
         member_nll=float(found["member_nll"].mean()),
@@ -108,16 +110,6 @@ def _size_rows(found: dict[str, Tensor], correct: Tensor, loss: Tensor, weights:
         )
 
 
-def _crossing(sizes: tuple[SizeRow, ...], reached: Callable[[SizeRow], bool]) -> int | None:
-    """The fewest sub-networks from which on, with more, it stays reached."""
-    crossing = None
-    for row in reversed(sizes):
-        if not reached(row):
-            break
-        crossing = row.samples
-    return crossing
-
-
 def _levels(values: Tensor) -> Iterator[Tensor]:
     """Means of disjoint blocks of 1, 2, 4 ... of T values ``[T, ...]``: ``[T, ...]``, ``[T / 2, ...]`` ..."""
     yield values
@@ -148,10 +140,8 @@ def _temperatures(
     for parts in pooled:
         whole = torch.cat(parts, dim=2)
         repeated = images.labels.repeat(whole.shape[1])
-        rows.append([
-            fit_scaling(logs.flatten(0, 1).unsqueeze(0), repeated).scaling.temperature for logs in whole.unbind(0)
-        ])  # fmt: skip
-    scaled = fit_scaling(strategies.weight_scaling(bundle.network).logits(inputs), images.labels).scaling.temperature
+        rows.append([best_temperature(logs.flatten(0, 1).unsqueeze(0), repeated) for logs in whole.unbind(0)])
+    scaled = best_temperature(strategies.weight_scaling(bundle.network).logits(inputs), images.labels)
     return torch.tensor([*rows, [scaled, scaled]], dtype=torch.float64).T.contiguous()
 
 
@@ -246,7 +236,9 @@ def enumerated(splits: FashionMNISTSplits, cache: PredictionCache) -> Enumeratio
         )  # fmt: skip
         return dict(network.state_dict())
 
-    key = {"of": "small network", "arguments": SMALL_NETWORK, "recipe": vars(SMALL_RECIPE), "split": splits.split_seed}
+    key: dict[str, Any] = {"of": "small network", "arguments": SMALL_NETWORK, "recipe": vars(SMALL_RECIPE)}
+    for name, part in (("train", splits.train), ("validation", splits.validation)):
+        key[name] = [digest(part.pixels), digest(part.labels)]
     network.load_state_dict(cache.get(key, trained))
     network.eval()
     test = splits.test[slice(0, SMALL_IMAGES)]
@@ -256,7 +248,9 @@ def enumerated(splits: FashionMNISTSplits, cache: PredictionCache) -> Enumeratio
     plain = logs.exp()
     ways = {"weight_scaling": plain, "geometric_mean": exact.geometric_mean, "arithmetic_mean": exact.mean}
     return EnumerationSection(
-        network="784-8-6-10, dropout 0.5 on both hidden layers",
+        network=f"hidden layers of {' and '.join(map(str, SMALL_NETWORK['hidden_widths']))} units, "
+        f"dropout {' / '.join(map(str, SMALL_NETWORK['dropout']))} before each layer",
+        epochs=SMALL_RECIPE.epochs,
         subnetworks=exact.subnetworks,
         images=len(test),
         accuracy={name: float(metrics.accuracy(p, test.labels)) for name, p in ways.items()},

@@ -9,7 +9,7 @@ from torch import Tensor
 from calibration.report.cache import PredictionCache
 from calibration.report.evaluate import Measured
 from calibration.report.interpretation import enumerated
-from calibration.report.model import SHIFT_IMAGES, Measures, Subject
+from calibration.report.model import OUTLIER_RESAMPLES, SHIFT_IMAGES, Measures, Subject
 from calibration.report.predictions import Predictions
 from calibration.report.schema import ModelDifference, Report
 from calibration.resampling import RESAMPLES
@@ -45,6 +45,7 @@ def measure(
         images=len(splits.test),
         shift_images=min(SHIFT_IMAGES, len(splits.test)),
         resamples=RESAMPLES,
+        outlier_resamples=OUTLIER_RESAMPLES,
         versions=software_versions(),
         missing=dict(missing),
         models=tuple(models),

@@ -19,6 +19,8 @@ from calibration.report.schema import (
     SCORES,
     ClassRow,
     Cost,
+    Detection,
+    Estimate,
     GalleryEntry,
     ModelReport,
     OutlierSection,
@@ -28,13 +30,13 @@ from calibration.report.schema import (
     Spread,
     StrategySection,
 )
-from calibration.resampling import bootstrap_weights
+from calibration.resampling import bootstrap_weights, interval
 from models.bundle import Bundle
 from models.records import Calibration, CalibrationScores, Scaling
 from training import shifts
 from training.data import FashionMNISTSplits
 
-__all__ = ["SHIFT_IMAGES", "Measures", "Subject", "work"]
+__all__ = ["OUTLIER_RESAMPLES", "SHIFT_IMAGES", "Measures", "Subject", "work"]
 
 SAMPLES = (4, 16, 64, 256)
 SEEDS = 5
@@ -95,7 +97,8 @@ def work(subject: Subject, splits: FashionMNISTSplits, outliers: Mapping[str, Te
     total += len(_variations(subject)) * (2 * test + calibration // 2)
     total += SEEDS * test * sum(name in strategies.SAMPLING_STRATEGIES for name in ways)
     total += (DEEP_ENSEMBLE in ways) * calibration
-    return total + (test + calibration // 2 if len(ways) > 1 else 0)
+    sampled = any(name in strategies.SAMPLING_STRATEGIES for name in ways)
+    return total + (test + calibration // 2 if sampled else 0)
 
 
 class Measures:
@@ -138,7 +141,7 @@ class Measures:
     def report(self) -> ModelReport:
         """The model's part of the report."""
         card, calibration = self.subject.bundle.card, self.calibration
-        several = len(self.ways) > 1
+        sampled = any(name in strategies.SAMPLING_STRATEGIES for name in self.ways)
         edges = self._score_edges()
         costs = self.predictions.costs(self.ways, self.test.pixels)
         return ModelReport(
@@ -158,7 +161,7 @@ class Measures:
                 self.subject.bundle, self.for_temperature, self.test, weights=self.weights,
                 cache=self.predictions.cache, on_images=self.predictions.on_images,
             )
-            if several
+            if sampled
             else None,
             outliers={name: self._outliers(pixels, edges) for name, pixels in self.outliers.items()},
             score_edges={score: tuple(values.tolist()) for score, values in edges.items()},
@@ -253,20 +256,22 @@ class Measures:
     def _outliers(self, pixels: Tensor, edges: Mapping[Score, Tensor]) -> OutlierSection:
         weights = self.weights[:OUTLIER_RESAMPLES]
         others = bootstrap_weights(len(pixels), OUTLIER_RESAMPLES, seed=1)
-        found = {
-            name: self.predictions.summary(way, self.scaling(name), pixels) for name, way in self.ways.items()
-        }  # fmt: skip
+        found = {name: self.predictions.summary(way, self.scaling(name), pixels) for name, way in self.ways.items()}
+        detections: dict[str, dict[Score, Detection]] = {name: {} for name in found}
+        resampled: dict[tuple[str, Score], Tensor] = {}
+        for name, summary in found.items():
+            for score in self._scores_of(name):
+                own, foreign = evaluate.score(self.summaries[name], score), evaluate.score(summary, score)
+                detections[name][score], resampled[name, score] = evaluate.detection(own, foreign, weights, others)
+        best = max(resampled, key=lambda pair: detections[pair[0]][pair[1]].auroc.value)
+        plain = detections["weight_scaling"]["total"].auroc.value
+        gain = detections[best[0]][best[1]].auroc.value - plain
+        low, high = interval(gain, resampled[best] - resampled["weight_scaling", "total"])
         return OutlierSection(
             images=len(pixels),
-            detection={
-                name: {
-                    score: evaluate.detection(
-                        evaluate.score(self.summaries[name], score), evaluate.score(summary, score), weights, others
-                    )
-                    for score in self._scores_of(name)
-                }
-                for name, summary in found.items()
-            },
+            detection=detections,
+            best=best,
+            gain=Estimate(value=gain, low=low, high=high),
             histogram={name: self._histograms(name, summary, edges) for name, summary in found.items()},
         )
 
@@ -313,7 +318,7 @@ class Measures:
                 confidence=float(confidence[own].mean()),
                 total=float(summary.predictive_entropy[own].mean()),
                 epistemic=float(summary.mutual_information[own].mean()) if self._several(self.default) else None,
-                confused_with=classes[int(wrong.argmax())],
+                confused_with=classes[int(wrong.argmax())] if wrong.any() else None,
                 confused=float(wrong.max() / own.sum()),
                 set_coverage=None if sets is None else float(sets[own, index].double().mean()),
                 set_size=None if sets is None else float(sets[own].sum(1).double().mean()),

@@ -50,7 +50,8 @@ def _reliability(model: ModelReport) -> Picture:
                 title, ece = f"{named(name)}, {stage}", f"ECE {quality.ece.value:.4f}"
                 yield panel(
                     f"{slug(model.name)}-reliability-{name}-{stage}",
-                    f"Reliability diagram of {title}: {ece}, confidence minus accuracy {quality.overconfidence:+.3f}",
+                    f"Reliability diagram of {title}: {ece}, confidence minus accuracy "
+                    f"{quality.overconfidence.value:+.3f}",
                     partial(_diagram, bins=quality.reliability, title=title, ece=ece),
                     height=3.6,
                 )
@@ -84,6 +85,8 @@ def _diagram(axes: Axes, *, bins: Reliability, title: str, ece: str) -> None:
 
 
 def _tradeoff(model: ModelReport) -> Picture:
+    many = model.strategies[model.default].cost.many
+
     def draw(axes: Axes) -> None:
         for name, section in model.strategies.items():
             nll = section.calibrated.nll
@@ -91,15 +94,15 @@ def _tradeoff(model: ModelReport) -> Picture:
                 [section.cost.among_many], [nll.value], [[nll.value - nll.low], [nll.high - nll.value]],
                 marker="o", capsize=3, color=colour(name), label=named(name),
             )  # fmt: skip
-        axes.set(xscale="log", xlabel="milliseconds per image, among 256", ylabel="NLL, calibrated (nats)")
+        axes.set(xscale="log", xlabel=f"milliseconds per image, among {many}", ylabel="NLL, calibrated (nats)")
         axes.margins(x=0.2)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=2)
 
     costs = ", ".join(f"{named(n)} {s.cost.among_many:.3g} ms" for n, s in model.strategies.items())
     alt = f"Time against loss of each strategy: {costs}"
     return Picture(
-        "What each strategy costs and what it gives: time for an image among 256 against the calibrated NLL with its "
-        "interval over images. The intervals are wider than those of paired differences.",
+        f"What each strategy costs and what it gives: time for an image among {many} against the calibrated NLL with "
+        "its interval over images. The intervals are wider than those of paired differences.",
         (panel(f"{slug(model.name)}-tradeoff", alt, draw),),
     )
 
@@ -140,12 +143,12 @@ def _sizes(model: ModelReport, section: InterpretationSection) -> Picture:
 
     first, last = section.sizes[0], section.sizes[-1]
     errors = [100 - 100 * value for value in (first.accuracy, last.accuracy, section.weight_scaling_accuracy)]
-    fall = "falls from {:.{d}f} with one sub-network to {:.{d}f} with {}; weight scaling has {:.{d}f}"
+    fall = "goes from {:.{d}f} with one sub-network to {:.{d}f} with {}; weight scaling has {:.{d}f}"
     return Picture(
         "Left: test error of the mean of independently drawn sub-networks against their number, with the spread over "
-        "disjoint sets of them (band); the dashed line is where it can no longer be told from weight scaling (after "
-        "Srivastava et al. 2014, figure 11). Right: the loss; the dashed line is where the calibrated mean of "
-        "sub-networks is no worse than calibrated weight scaling.",
+        "disjoint sets of them (band); the dashed line, if any, is where it stops to be significantly above weight "
+        "scaling (after Srivastava et al. 2014, figure 11). Right: the loss; the dashed line, if any, is where the "
+        "calibrated mean of sub-networks is no worse than calibrated weight scaling.",
         (
             panel(
                 f"{slug(model.name)}-ensemble-size-error",
@@ -182,7 +185,8 @@ def _members(model: ModelReport, section: InterpretationSection) -> Picture:
     low, _, median, _, high = section.member_accuracy
     return Picture(
         "Left: how many of the sub-networks have which accuracy, each asked alone. Right: how far weight scaling is, "
-        "image by image, from the geometric mean of the sub-networks, which it approximates, and from the arithmetic.",
+        "image by image (10⁻⁶ nats or less in the first bar), from the geometric mean of the sub-networks, which it "
+        "approximates, and from the arithmetic.",
         (
             panel(f"{slug(model.name)}-sub-networks", f"Single sub-networks have {100 * low:.1f} to {100 * high:.1f} % "
                   f"accuracy, half of them above {100 * median:.1f} %", accuracies),
@@ -264,8 +268,9 @@ def _sets(model: ModelReport) -> Picture:
             chance = 196 * math.sqrt(level * (1 - level) * (1 / tested + 2 / model.calibration_images))
             axes.bar(place, 2 * chance, 0.75, bottom=-chance, color=INK, alpha=0.1)
         axes.set_xticks(range(len(levels)), [f"{100 * level:g} %" for level in levels])
-        axes.set(xlabel="nominal coverage", ylabel="coverage minus nominal (points)")
-        axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
+        axes.set(xlabel="nominal coverage", ylabel="coverage - nominal (points)")
+        axes.margins(y=0.12)
+        axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1, fontsize=8)
 
     def size(axes: Axes) -> None:
         for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
@@ -280,7 +285,9 @@ def _sets(model: ModelReport) -> Picture:
         "from nominal, with the range that chance leaves to 95 % of those with one threshold (grey). Right: how many "
         "classes that takes.",
         (
-            panel(f"{slug(model.name)}-sets-coverage", "Coverage of prediction sets against nominal", coverage),
+            panel(
+                f"{slug(model.name)}-sets-coverage", "Coverage of prediction sets against nominal", coverage, height=3.8
+            ),
             panel(f"{slug(model.name)}-sets-size", "Mean size of prediction sets against their coverage", size),
         )
         if rows

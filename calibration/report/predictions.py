@@ -15,7 +15,7 @@ from calibration import strategies
 from calibration.predictive import UNSCALED, PredictiveSummary
 from calibration.report.cache import PredictionCache, digest
 from calibration.report.schema import Cost
-from calibration.scaling import FittedScaling, fit_scaling
+from calibration.scaling import FittedScaling, best_temperature, fit_scaling
 from calibration.strategies import Strategy
 from models.bundle import Bundle
 from models.records import MaskDesign, PoolingOrder, Scaling
@@ -103,7 +103,7 @@ class Predictions:
     def pooled_temperature(self, way: Way, images: LabelledImages) -> Scaling:
         """The temperature of the pooled prediction that fits ``images``."""
         pooled = self.summary(way, UNSCALED, images.pixels).pooled
-        return fit_scaling(pooled.log().unsqueeze(0), images.labels).scaling
+        return Scaling(temperature=best_temperature(pooled.log().unsqueeze(0), images.labels))
 
     def costs(self, ways: Mapping[str, Way], pixels: Tensor) -> dict[str, Cost]:
         """Time per image of each way: medians of several runs, in turn, of one image and of 256."""
@@ -119,6 +119,7 @@ class Predictions:
                         seconds[name][size].append((time.perf_counter() - started) / len(part))
         return {
             name: Cost(
+                many=len(inputs),
                 threads=torch.get_num_threads(),
                 **{size: 1000 * statistics.median(values) for size, values in found.items()},
             )

@@ -72,7 +72,7 @@ class Quality(Record):
     classwise_ece: Estimate
     mce: Estimate
     debiased_calibration_error: Estimate = Field(description="squared; its expectation is 0 if calibrated")
-    overconfidence: float = Field(description="mean confidence minus accuracy")
+    overconfidence: Estimate = Field(description="mean confidence minus accuracy")
     reliability: Reliability
 
 
@@ -120,10 +120,11 @@ class AbstentionRow(Record):
 
 
 class Cost(Record):
-    """Median milliseconds per image, asked alone and among 256, on ``threads`` threads."""
+    """Median milliseconds per image, asked alone and among ``many``, on ``threads`` threads."""
 
     alone: float
     among_many: float
+    many: int
     threads: int
 
 
@@ -210,7 +211,7 @@ class InterpretationSection(Record):
     level_accuracy: int | None = Field(
         description="fewest from which on the interval of the difference has 0 or better"
     )
-    level_nll: int | None
+    level_nll: int | None = Field(description="fewest from which on it is not significantly above")
     member_accuracy: tuple[float, ...] = Field(description="of single sub-networks: minimum, quartiles, maximum")
     member_accuracies: tuple[float, ...] = Field(description="of every sub-network")
     member_nll: float
@@ -231,6 +232,7 @@ class EnumerationSection(Record):
     """A small trained network of which every sub-network was asked: exact, no sampling."""
 
     network: str
+    epochs: int
     subnetworks: int
     images: int
     accuracy: dict[str, float]
@@ -252,6 +254,8 @@ class OutlierSection(Record):
 
     images: int
     detection: dict[str, dict[Score, Detection]]
+    best: tuple[str, Score] = Field(description="strategy and score of the highest AUROC")
+    gain: Estimate = Field(description="that AUROC minus that of the total uncertainty of weight scaling, paired")
     histogram: dict[str, dict[Score, tuple[int, ...]]] = Field(description="images by score; edges in score_edges")
 
 
@@ -281,7 +285,7 @@ class ClassRow(Record):
     confidence: float
     total: float
     epistemic: float | None
-    confused_with: str = Field(description="the class most often predicted wrongly for it")
+    confused_with: str | None = Field(description="the class most often predicted wrongly for it; null if none is")
     confused: float
     set_coverage: float | None = Field(description="of 90 % APS sets")
     set_size: float | None
@@ -335,6 +339,7 @@ class Report(Record):
     images: int
     shift_images: int
     resamples: int
+    outlier_resamples: int
     versions: dict[str, str]
     missing: dict[str, str] = Field(description="what could not be measured, and why")
     models: tuple[ModelReport, ...]

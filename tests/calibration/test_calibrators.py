@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from calibration import conformal, strategies
-from calibration.calibrators import TARGET_ERRORS, calibrate, halves
+from calibration.calibrators import TARGET_ERRORS, calibrate, calibrate_strategy, halves
 from calibration.metrics import expected_calibration_error
+from calibration.predictive import PredictiveDistribution
+from calibration.scaling import FittedScaling
 from models import bundle
+from models.records import Scaling
 from tests.conftest import write_bundle
 from training.data import FashionMNISTSplits
 
@@ -81,6 +84,19 @@ def test_the_stored_thresholds_keep_their_promise_on_the_test_images(
             assert answered.double().mean() == pytest.approx(abstention.coverage, abs=0.03)
             error = (predicted != labels)[answered].double().mean()
             assert error < abstention.target_error + 2.6 * (abstention.target_error / answered.sum()) ** 0.5
+
+
+def test_tied_scores_are_covered() -> None:
+    """A network that says the same of every image: every label that it met is as conforming as any other."""
+    mean = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).expand(200, 4)
+    labels = torch.arange(200) % 4
+    summary = PredictiveDistribution(mean.unsqueeze(0)).summary()
+    fitted = FittedScaling(Scaling(), 1.0, 1.0, {"pool_then_calibrate": 1.0})
+    _, scores = calibrate_strategy(fitted, summary, labels, torch.full((200,), 0.5, dtype=torch.float64))
+    sets = conformal.prediction_sets(
+        conformal.nonconformity(mean, "lac", torch.zeros(200)), conformal.threshold(scores.nonconformity["lac"], 0.9)
+    )
+    assert sets.gather(1, labels.unsqueeze(1)).double().mean() >= 0.9
 
 
 def test_mc_dropout_is_better_calibrated_after_than_before(shipped: bundle.Bundle, fashion: FashionMNISTSplits) -> None:

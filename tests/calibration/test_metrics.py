@@ -93,6 +93,16 @@ def test_adaptive_bins_hold_equally_many_images() -> None:
     assert float(metrics.adaptive_calibration_error(probabilities, labels, bins=3)) == pytest.approx(expected)
 
 
+def test_adaptive_bins_do_not_depend_on_the_order_of_images() -> None:
+    confidence = torch.tensor([0.9] * 30 + [0.6] * 10, dtype=torch.float64)
+    probabilities = torch.stack([confidence, 1 - confidence], 1)
+    labels = (torch.arange(40) % 3 == 0).long()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    one = metrics.adaptive_calibration_error(probabilities, labels, bins=5)
+    other = metrics.adaptive_calibration_error(probabilities[order], labels[order], bins=5)
+    assert float(one) == pytest.approx(float(other))
+
+
 def test_classwise_by_hand() -> None:
     """Class 0: predicted .8 for two images, one of which has it; class 1 the complement; in one bin each."""
     probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2]], dtype=torch.float64)

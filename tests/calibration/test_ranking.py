@@ -88,6 +88,20 @@ MEASURES: list[Callable[[Tensor, Tensor, Tensor | None], Tensor]] = [
 ]
 
 
+@pytest.mark.parametrize("measure", MEASURES[:2])
+def test_weights_of_tied_images_are_repetitions(measure: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+    scores, errors = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([True, False, False])
+    weights = torch.tensor([3.0, 0.0, 1.0], dtype=torch.float64)
+    expected = measure(torch.tensor([0.0, 0.0, 0.0, 1.0]), torch.tensor([True, True, True, False]), None)
+    # Three of one image are in the way of each other: each order of them is the same.
+    assert float(measure(scores, errors, weights)) == pytest.approx(float(expected), abs=0.25)
+    tied = torch.zeros(400), torch.arange(400) < 100
+    many = torch.randint(0, 4, (50, 400), generator=torch.Generator().manual_seed(0)).double()
+    rates = (many * tied[1].double()).sum(1) / many.sum(1)
+    found = measure(*tied, many)
+    assert torch.corrcoef(torch.stack([found, rates]))[0, 1] > 0.999, "the error rate of each resample is seen"
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_weights_are_repetitions(measure: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
     """But for the order within the repetitions of one image, all of which are right or wrong."""

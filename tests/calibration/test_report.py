@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from models import bundle, networks, storage
 from tests.command_line import ROOT, refused, run
 from tests.conftest import write_bundle
 from training import outliers, shifts
-from training.bundling import member_folder
+from training.bundling import load_ensemble, member_folder
 from training.data import FashionMNISTSplits
 
 IMAGES = 400
@@ -140,7 +141,7 @@ def test_every_measure_is_recomputed(
     counts = np.histogram(confidence, np.linspace(0, 1, 16))[0]
     ece = (abs(fraction - mean) * counts[counts > 0]).sum() / IMAGES
     assert section["ece"]["value"] == pytest.approx(ece, abs=2e-3)
-    assert section["overconfidence"] == pytest.approx(confidence.mean() - correct.mean(), abs=1e-5)
+    assert section["overconfidence"]["value"] == pytest.approx(confidence.mean() - correct.mean(), abs=1e-5)
     assert sum(section["reliability"]["count"]) == IMAGES
     for name in ("accuracy", "nll", "brier"):
         assert section[name]["low"] < section[name]["value"] < section[name]["high"], name
@@ -386,10 +387,14 @@ def test_a_second_run_reuses_predictions_and_says_the_same(folder: Path, report:
     assert "holds notes.txt" in done.stderr.strip().splitlines()[-1]
     (again / "notes.txt").unlink()
     (again / "report.html").write_text("old")
-    kept = sorted((place / "cache").iterdir())
-    kept[0].write_bytes(kept[0].read_bytes()[:-1])
+    kept = {path: path.stat().st_ino for path in (place / "cache").iterdir()}
+    damaged = min(kept)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (place / "cache" / "notes.txt").write_text("not the cache's")
     assert run("calibration", *arguments, environment=environment).returncode == 0
-    assert sorted((place / "cache").iterdir()) == kept, "all was found there"
+    found = {path: path.stat().st_ino for path in (place / "cache").glob("*.safetensors")}
+    assert found.keys() == kept.keys()
+    assert [path for path in kept if found[path] != kept[path]] == [damaged], "no other was computed again"
     assert len((again / "report.html").read_text()) > 10_000
     assert without_costs(json.loads((again / "report.json").read_text())) == without_costs(report)
 
@@ -424,13 +429,13 @@ def test_several_models(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "no active dropout" in page
     assert "Between the models" in page
-    assert 'id="odd-name"' in page
+    assert 'id="model-odd-name"' in page
     for name in ("plain", "odd name"):
         assert not (tmp_path / name / "calibration.json").exists()
 
 
 def test_bundles_that_do_not_fit_together(tmp_path: Path) -> None:
-    assert "same name" in refused("calibration", "report", "mlp", "mlp", "--out", tmp_path / "out", code=2)
+    assert "the same name" in refused("calibration", "report", "mlp", "mlp", "--out", tmp_path / "out", code=2)
     write_bundle(tmp_path / "other", "ReLUNet")
     other = bundle.load(tmp_path / "other")
     fields = other.card.model_dump(exclude={"weights_sha256", "format"})
@@ -446,6 +451,10 @@ def test_another_networks_ensemble_is_refused(tmp_path: Path, shipped: bundle.Bu
     done = run("calibration", "report", "mlp", "--out", tmp_path / "out", "--ensembles", tmp_path / "ensembles")
     assert done.returncode == 1
     assert "seed-7 was not trained as mlp was" in done.stderr
+    shutil.rmtree(tmp_path / "ensembles" / "mlp" / "seed-7")
+    shutil.copytree(tmp_path / "ensembles" / "mlp" / "seed-1", tmp_path / "ensembles" / "mlp" / "seed-2")
+    with pytest.raises(bundle.BundleError, match="the same network twice"):
+        load_ensemble(tmp_path / "ensembles" / "mlp", shipped.card)
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
@@ -465,8 +474,23 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_report_may_replace() -> None:
-    assert FILES == ("report.json", "report.html", "figure-*.svg", "figure-*.png")
+def test_no_dropout_and_yet_an_ensemble_and_no_cache_to_write(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "plain", "ReLUNet")
+    write_ensemble(tmp_path / "ensembles" / "plain", bundle.load(tmp_path / "plain"), 2)
+    (tmp_path / "cache").write_text("in the way")
+    done = run(
+        "calibration", "report", tmp_path / "plain", "--out", tmp_path / "out", "--images", "100", "--ensembles",
+        tmp_path / "ensembles", "--cache", tmp_path / "cache" / "below",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (model,) = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert list(model["strategies"]) == ["weight_scaling", "deep_ensemble"]
+    assert model["interpretation"] is None
+    assert "no active dropout" in (tmp_path / "out" / "report.html").read_text()
+    assert {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()} == {
+        "report.json", "report.html", "figure",
+    }  # fmt: skip
+    assert all(any(fnmatchcase(path.name, name) for name in FILES) for path in (tmp_path / "out").iterdir())
 
 
 def test_compare_prints_a_table(shipped: bundle.Bundle, fashion: FashionMNISTSplits) -> None:

@@ -46,7 +46,7 @@ def test_intervals_of_calibration_errors_hold_the_truth(gap: float) -> None:
         found = quality(probabilities, (~right).long(), bootstrap_weights(1_000, 200))
         held += found.ece.low <= gap + 1e-9 <= found.ece.high + 1e-9
         debiased += found.debiased_calibration_error.low <= gap**2 <= found.debiased_calibration_error.high
-        assert found.overconfidence == pytest.approx(gap, abs=0.06)
+        assert found.overconfidence.value == pytest.approx(gap, abs=0.06)
     assert debiased >= 54
     # At 0 the ECE has a kink, and its bootstrap is not valid: there is a p-value for that.
     assert held >= 54 or gap == 0
