@@ -14,8 +14,9 @@ from torch import Tensor
 
 from calibration.report.conclusions import conclusions, model_conclusions, named
 from calibration.report.figures import Picture, slug
-from calibration.report.pictures import enumeration_picture, model_pictures
+from calibration.report.pictures import model_pictures
 from calibration.report.schema import Estimate, Report
+from calibration.report.subnetwork_pictures import enumeration_picture
 from models import storage
 
 __all__ = ["FILES", "write"]
