@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,10 @@ from torch import Tensor
 
 from calibration.report import PredictionCache, cache, default_folder
 from calibration.report.cache import digest
+from calibration.report.predictions import DEEP_ENSEMBLE, Predictions, Way
+from models import bundle, records
+from tests.conftest import write_bundle
+from training.data import LabelledImages
 
 KEY = {"weights": "abc", "samples": 64}
 
@@ -118,3 +126,54 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert default_folder() == tmp_path / "dropout-uncertainty"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_folder() == Path.home() / ".cache" / "dropout-uncertainty"
+
+
+class Recording(PredictionCache):
+    """Remembers the keys that it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.keys: list[str] = []
+
+    def get(self, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.keys.append(json.dumps(key, sort_keys=True))
+        return super().get(key, compute)
+
+
+def test_a_prediction_is_kept_under_all_that_it_depends_on(tmp_path: Path) -> None:
+    arguments: dict[str, object] = {"dropout": [0.1, 0.1], "hidden_widths": [8]}
+    for seed in (0, 1):
+        write_bundle(tmp_path / str(seed), "YourDropoutModel", arguments, seed=seed)
+    bundles = [bundle.load(tmp_path / str(seed)) for seed in (0, 1)]
+    other_input = replace(
+        bundles[0], card=bundles[0].card.model_copy(update={"input": records.InputRecord(mean=0.1)})
+    )  # fmt: skip
+    pixels = torch.randint(0, 256, (6, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels = torch.arange(6)
+    way = Way("mc_dropout", 8, 0, "orthogonal")
+    kept = Recording()
+
+    def asked(
+        of: bundle.Bundle = bundles[0], way: Way = way, temperature: float = 1.0, images: Tensor = pixels
+    ) -> None:
+        Predictions(of, (), kept, lambda _: None).summary(way, records.Scaling(temperature=temperature), images)
+
+    asked()
+    asked(bundles[1])
+    asked(other_input)
+    for other in (replace(way, samples=16), replace(way, seed=1), replace(way, design="independent")):
+        asked(way=other)
+    asked(way=Way("geometric_mean", 8, 0, "orthogonal"))
+    asked(temperature=0.5)
+    asked(images=pixels + 1)
+    asked(images=pixels[:5])
+    predictions = Predictions(bundles[0], bundles, kept, lambda _: None)
+    for fitted in (labels, labels.flip(0)):
+        predictions.scaling(way, LabelledImages(pixels, fitted))
+    for members in (bundles, bundles[::-1]):
+        Predictions(bundles[0], members, kept, lambda _: None).summary(
+            Way(DEEP_ENSEMBLE, 2, 0, "independent"), records.Scaling(), pixels
+        )
+    assert len(kept.keys) == len(set(kept.keys)) == 14
+    asked()
+    assert kept.keys[-1] == kept.keys[0]
