@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from models import storage
@@ -68,13 +69,7 @@ def load_outliers(mnist_folder: Path | None = None, *, seed: int = 0) -> Outlier
             f"{MNIST_FILE} is not in {places}, packed with .gz or not. Run `python -m training data`, which fetches "
             f"it, or {BY_HAND}"
         )
-    try:
-        sets["digits"] = _digits()
-    except ImportError as error:
-        missing["digits"] = (
-            f"scikit-learn, which has these images, can't be imported ({data.last_line(error)}). Run `pip install "
-            "scikit-learn`"
-        )
+    sets["digits"] = _digits()
     sets["uniform_noise"] = torch.from_numpy(noise.integers(0, 256, shape, dtype=np.uint8))
     normal = torch.from_numpy(noise.normal(FASHION_MEAN, FASHION_SD, shape))
     sets["gaussian_noise"] = normal.round().clamp(0, 255).to(torch.uint8)
@@ -136,8 +131,6 @@ def _download_mnist() -> bytes:
 
 
 def _digits() -> Tensor:
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (not everywhere installed)
-
     grey = torch.from_numpy(load_digits().images).float().mul(255 / 16)
     enlarged = F.interpolate(grey[:, None], size=(28, 28), mode="bilinear", align_corners=False)
     return enlarged[:, 0].round().to(torch.uint8)

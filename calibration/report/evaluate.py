@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 import torch
 from scipy.stats import betabinom
@@ -20,6 +19,7 @@ from calibration.report.schema import (
     Detection,
     Difference,
     Estimate,
+    Measure,
     Quality,
     Ranking,
     Reliability,
@@ -168,16 +168,16 @@ def detection(scores: Tensor, others: Tensor, weights: Tensor, weights_of_others
 class Measured:
     """A calibrated strategy's predictions, and its measures on resampled images: what differences are made of."""
 
-    values: dict[str, float]
-    resampled: dict[str, Tensor]
-    plug_in: dict[str, float]
+    values: dict[Measure, float]
+    resampled: dict[Measure, Tensor]
+    plug_in: dict[Measure, float]
     """Of the images as a population, see :func:`calibration.resampling.interval`."""
 
     @classmethod
     def of(cls, summary: PredictiveSummary, labels: Tensor, weights: Tensor) -> Measured:
         """The measures that strategies are compared by."""
         errors = summary.mean.argmax(1) != labels
-        measures: dict[str, Weighted] = {
+        measures: dict[Measure, Weighted] = {
             "accuracy": partial(metrics.accuracy, summary.mean, labels),
             "nll": partial(metrics.negative_log_likelihood, summary.mean, labels),
             "brier": partial(metrics.brier, summary.mean, labels),
@@ -191,9 +191,9 @@ class Measured:
             values | {"calibration_error": _squared_calibration_error(summary.mean, labels)},
         )
 
-    def minus(self, other: Measured) -> dict[str, tuple[Estimate, bool | None]]:
+    def minus(self, other: Measured) -> dict[Measure, tuple[Estimate, bool | None]]:
         """By measure: the paired difference, and whether it is for the better, ``None`` if it can't be told."""
-        differences = {}
+        differences: dict[Measure, tuple[Estimate, bool | None]] = {}
         for name, value in self.values.items():
             difference = value - other.values[name]
             low, high = interval(
@@ -208,9 +208,8 @@ class Measured:
 
 def differences(measured: dict[str, Measured], reference: str) -> list[Difference]:
     """Of every other strategy to ``reference``."""
-    names: dict[str, str] = {name: name for name in get_args(Difference.model_fields["measure"].annotation)}
     return [
-        Difference(strategy=strategy, reference=reference, measure=names[name], difference=found, better=better)  # type: ignore[arg-type]
+        Difference(strategy=strategy, reference=reference, measure=name, difference=found, better=better)
         for strategy, values in measured.items()
         if strategy != reference
         for name, (found, better) in values.minus(measured[reference]).items()

@@ -13,7 +13,6 @@ from torch import Tensor
 from calibration import metrics, strategies
 from calibration.enumeration import enumerate_subnetworks
 from calibration.masks import DESIGNS
-from calibration.predictive import entropy
 from calibration.report.cache import PredictionCache, digest
 from calibration.report.evaluate import estimate, first_from_which_on
 from calibration.report.schema import EnumerationError, EnumerationSection, InterpretationSection, Quantiles, SizeRow
@@ -257,7 +256,7 @@ def enumerated(splits: FashionMNISTSplits, cache: PredictionCache) -> Enumeratio
         nll={name: float(metrics.negative_log_likelihood(p, test.labels)) for name, p in ways.items()},
         kl_geometric=float(_divergence(_log(exact.geometric_mean), logs).mean()),
         kl_arithmetic=float(_divergence(_log(exact.mean), logs).mean()),
-        mutual_information=float((entropy(exact.mean) - exact.expected_entropy).mean()),
+        mutual_information=float(exact.mutual_information.mean()),
         errors=tuple(
             EnumerationError(design=design, samples=samples, error=_error(network, inputs, exact.mean, design, samples))
             for design in DESIGNS

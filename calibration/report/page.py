@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from calibration.report.conclusions import conclusions, model_conclusions, named
-from calibration.report.figures import Picture, slug
+from calibration.report.figures import slug
 from calibration.report.pictures import model_pictures
 from calibration.report.schema import Estimate, Report
 from calibration.report.subnetwork_pictures import enumeration_picture
@@ -25,15 +24,12 @@ FILES = ("report.json", "report.html", "figure-*.svg", "figure-*.png")
 """What a report's folder holds, as patterns of names."""
 
 
-def write(report: Report, pixels: Tensor, folder: Path, *, on_picture: Callable[[], None] = lambda: None) -> None:
+def write(report: Report, pixels: Tensor, folder: Path) -> None:
     """Write :data:`FILES` into ``folder``, which should come from :func:`models.storage.new_folder`.
 
     ``pixels`` uint8 ``[N, 28, 28]`` are the test images that the galleries' indices refer to.
     """
-    pictures: dict[str, dict[str, Picture]] = {}
-    for model in report.models:
-        pictures[model.name] = model_pictures(model)
-        on_picture()
+    pictures = {model.name: model_pictures(model) for model in report.models}
     enumeration = enumeration_picture(report.enumeration) if report.enumeration else None
     environment = Environment(
         loader=PackageLoader("calibration.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

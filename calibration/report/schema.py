@@ -23,6 +23,7 @@ __all__ = [
     "Estimate",
     "GalleryEntry",
     "InterpretationSection",
+    "Measure",
     "ModelReport",
     "OutlierSection",
     "Quality",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 SCHEMA = 2
+Measure = Literal["accuracy", "nll", "brier", "calibration_error", "aurc"]
+"""What predictions are compared by; ``calibration_error`` is the debiased squared one."""
 Score = Literal["confidence", "total", "epistemic"]
 SCORES: tuple[Score, ...] = ("confidence", "total", "epistemic")
 """What images are ranked by: 1 - confidence, predictive entropy, mutual information."""
@@ -152,7 +155,7 @@ class Difference(Record):
 
     strategy: str
     reference: str
-    measure: Literal["accuracy", "nll", "brier", "calibration_error", "aurc"]
+    measure: Measure
     difference: Estimate
     better: bool | None
 
@@ -328,7 +331,7 @@ class ModelDifference(Record):
 
     model: str
     reference: str
-    measure: str
+    measure: Measure
     difference: Estimate
     better: bool | None
 

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import math
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,13 +118,6 @@ def test_missing_mnist_is_named_with_a_remedy(nowhere: Path) -> None:
     for part in (MNIST_FILE, str(nowhere / "named"), str(nowhere / "project" / "MNIST" / "raw"), "$MNIST_DIR",
                  "`python -m training data`"):  # fmt: skip
         assert part in found.missing["mnist"]
-
-
-def test_missing_scikit_learn_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    found = load_outliers()
-    assert "digits" not in found.sets
-    assert "pip install scikit-learn" in found.missing["digits"]
 
 
 @pytest.mark.parametrize("damage", ["altered", "truncated", "empty"])
