@@ -26,7 +26,7 @@ setup: .venv/.installed ## make .venv with the locked dependencies, for all that
 		--constraint requirements.lock --editable '.[dev,bench]'
 	@touch $@
 
-serve: setup ## serve the model over HTTP: PORT=3000, DROPOUT_BUNDLE=mlp (a shipped bundle's name, or a folder)
+serve: setup ## serve the model over HTTP: PORT=3000, DROPOUT_BUNDLES=mlp (shipped bundles' names, or folders)
 	$(BIN)/bentoml serve service.app:DropoutUncertainty --port $(PORT)
 
 test: setup data ## run all tests
@@ -63,6 +63,7 @@ pretrained: setup data ## train and calibrate the bundle that ships with the pro
 	$(BIN)/python -m training fit RandomDropoutModel --epochs 100 --early-stopping --patience 10 --overwrite \
 		--name mlp --out models/pretrained/mlp
 	$(BIN)/python -m calibration fit models/pretrained/mlp
+	$(BIN)/python -m calibration report models/pretrained/mlp --out docs/report --attach
 
 lock: ## write requirements.lock anew, with the newest versions that pyproject.toml allows
 	rm -rf .venv

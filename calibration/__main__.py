@@ -19,7 +19,7 @@ from calibration.subnetworks import NoActiveDropoutError, UnsupportedNetworkErro
 from models import bundle as bundles
 from models import storage
 from models.command_line import NameList, NumberList, error_console, progress_bar, run
-from models.records import Calibration, CalibrationScores, MaskDesign
+from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR, Calibration, MaskDesign
 from training import bundling, data, outliers, own_images
 from training.options import data_option
 
@@ -87,10 +87,11 @@ def fit_command(*, bundle_name: str, samples: int, seed: int, design: MaskDesign
     help="Folder that keeps predictions between runs.  [default: dropout-uncertainty in the user's cache folder]",
 )
 @click.option("--no-cache", is_flag=True, help="Keep no predictions, and use none that were kept.")
+@click.option("--attach", is_flag=True, help="Store the page in each BUNDLE too, where the service finds it.")
 @data_option
 def report_command(
     *, bundle_names: tuple[str, ...], out: Path, ensembles: Path, images: int | None, cache_folder: Path | None,
-    no_cache: bool, data_folder: Path | None,
+    no_cache: bool, attach: bool, data_folder: Path | None,
 ) -> None:  # fmt: skip
     """Compare each BUNDLE's test-time strategies: report.json, a self-contained report.html, and the figures.
 
@@ -98,6 +99,10 @@ def report_command(
     calibrated for the report, but not modified.
     """
     loaded = [bundles.load(name) for name in bundle_names]
+    if attach and not all(bundle.calibration for bundle in loaded):
+        raise click.UsageError(
+            "--attach is for calibrated bundles: run `python -m calibration fit` first", click.get_current_context()
+        )
     names = [bundle.card.name for bundle in loaded]
     if len({calibration_report.slug(name) for name in names}) < len(names):
         raise click.UsageError(
@@ -132,6 +137,10 @@ def report_command(
     except FileExistsError as error:
         raise click.ClickException(f"{error}; choose another --out") from error
     cache.prune()
+    if attach:
+        page = (out / "report.html").read_text()
+        for bundle in loaded:
+            bundles.attach_report(bundle, page)
     for name, reason in missing.items():
         click.echo(f"Missing from the report: {name}: {reason}", err=True)
     click.echo(f"Wrote {out / 'report.html'} and {out / 'report.json'}.")
@@ -203,7 +212,24 @@ def compare_command(
 @click.option(
     "--samples", type=click.IntRange(2, 1024), help="Sub-networks. Default: as many as BUNDLE was calibrated with."
 )
-def score_command(*, bundle_name: str, source: Path, out: Path, strategy_name: str | None, samples: int | None) -> None:
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0.5, 0.999),
+    default=DEFAULT_COVERAGE,
+    show_default=True,
+    help="How often a prediction set shall hold the true class.",
+)
+@click.option(
+    "--target-error",
+    type=click.FloatRange(0.001, 0.5),
+    default=DEFAULT_TARGET_ERROR,
+    show_default=True,
+    help="The fraction of wrong ones among the answers that are not abstained from.",
+)
+def score_command(
+    *, bundle_name: str, source: Path, out: Path, strategy_name: str | None, samples: int | None, coverage: float,
+    target_error: float,
+) -> None:  # fmt: skip
     """Write BUNDLE's answers for your own IMAGES into a table, the same as those over HTTP.
 
     IMAGES is a folder of PNG, JPEG, WebP or BMP pictures, which may lie in one subfolder for each class; or an .npz
@@ -221,7 +247,10 @@ def score_command(*, bundle_name: str, source: Path, out: Path, strategy_name: s
             on_pictures=lambda done, total: progress.update(task, completed=done, total=total),
         )
         progress.reset(task, description=f"Scoring by {strategy.name}", total=len(images))
-        scores = scoring.score(bundle, strategy, images, out, on_images=lambda done: progress.advance(task, done))
+        scores = scoring.score(
+            bundle, strategy, images, out, coverage=coverage, target_error=target_error,
+            on_images=lambda done: progress.advance(task, done),
+        )  # fmt: skip
     accuracy = "" if scores.accuracy is None else f", accuracy {scores.accuracy:.4f}"
     click.echo(
         f"Images scored: {scores.images:,}, mean confidence {scores.mean_confidence:.4f}{accuracy}. Wrote {out}."
@@ -234,7 +263,7 @@ def _calibrate(
     samples: int = DEFAULT_SAMPLES,
     seed: int = DEFAULT_SEED,
     design: MaskDesign = DEFAULT_DESIGN,
-) -> tuple[Calibration, CalibrationScores]:
+) -> tuple[Calibration, bundles.CalibrationScores]:
     with progress_bar("strategies") as progress:
         task = progress.add_task("Calibrating", total=len(applicable(bundle.network, bundle.card.input.shape)))
         return calibrate(

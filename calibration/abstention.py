@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.stats import beta
+from scipy.special import betainccinv
 from torch import Tensor
 
 from models.records import AbstentionRecord
@@ -22,7 +22,7 @@ def clopper_pearson_upper(errors: int, trials: int, delta: float) -> float:
     if not 0 <= errors <= trials:
         raise ValueError(f"errors must lie between 0 and the {trials} trials, got {errors}")
     _check_fraction("delta", delta)
-    return 1.0 if errors == trials else float(beta.isf(delta, errors + 1, trials - errors))
+    return 1.0 if errors == trials else float(betainccinv(errors + 1, trials - errors, delta))
 
 
 def guaranteed_threshold(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from calibration.predictive import UNSCALED, PredictiveDistribution, PredictiveSummary
@@ -90,7 +90,7 @@ def _predict(
         temperature = new.temperature
         members = new.members if members is None else torch.cat([members, new.members])
         distribution = PredictiveDistribution(members, temperature)
-        quantile = float(student.ppf(1 - error / 2, size))
+        quantile = float(stdtrit(size, 1 - error / 2))
         settled = _is_settled(distribution, quantile, threshold)
         finished = settled | (size == sizes[-1])
         if tolerance is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TypedDict
 
+from calibration.decisions import DecisionRule
 from calibration.predictive import PredictiveDistribution, PredictiveSummary
 
 __all__ = ["DECIMALS", "Answer", "UncertaintyAnswer", "answers"]
@@ -22,7 +23,12 @@ class UncertaintyAnswer(TypedDict):
 
 
 class Answer(TypedDict):
-    """What is said of one image. ``standard_error``, of the confidence, is ``None`` where nothing is sampled."""
+    """What is said of one image.
+
+    ``standard_error``, of the confidence, is ``None`` where nothing is sampled; ``samples`` is the number of networks
+    asked. ``prediction_set``, ``abstain`` and ``reason`` are those of the :class:`~calibration.decisions.DecisionRule`,
+    ``None`` where there is none; ``reason`` also where an answer is given.
+    """
 
     label: str
     class_index: int
@@ -30,14 +36,24 @@ class Answer(TypedDict):
     probabilities: dict[str, float]
     uncertainty: UncertaintyAnswer
     standard_error: float | None
+    samples: int
+    prediction_set: list[str] | None
+    abstain: bool | None
+    reason: str | None
 
 
 def answers(
-    predicted: PredictiveDistribution | PredictiveSummary, classes: Sequence[str], members: int
+    predicted: PredictiveDistribution | PredictiveSummary,
+    classes: Sequence[str],
+    *,
+    members: int,
+    samples: Sequence[int],
+    rule: DecisionRule | None,
 ) -> list[Answer]:
     """One answer for each of the B images, rounded to 6 decimals.
 
-    ``classes`` names the C classes; ``members`` is the strategy's.
+    ``classes`` names the C classes; ``members`` is the strategy's; ``samples`` the number of networks asked for each
+    image.
     """
     mean = predicted.mean
     winners = mean.argmax(1)
@@ -45,7 +61,7 @@ def answers(
     columns = [
         winners, predicted.predictive_entropy, predicted.expected_entropy, predicted.mutual_information, errors
     ]  # fmt: skip
-    return [
+    found = [
         Answer(
             label=classes[winner],
             class_index=winner,
@@ -57,8 +73,22 @@ def answers(
                 epistemic=round(epistemic, DECIMALS) if members > 1 else None,
             ),
             standard_error=round(error, DECIMALS) if math.isfinite(error) else None,
+            samples=asked,
+            prediction_set=None,
+            abstain=None,
+            reason=None,
         )
-        for probabilities, winner, total, aleatoric, epistemic, error in zip(
-            mean.double().round(decimals=DECIMALS).tolist(), *(column.tolist() for column in columns), strict=True
+        for asked, probabilities, winner, total, aleatoric, epistemic, error in zip(
+            samples,
+            mean.double().round(decimals=DECIMALS).tolist(),
+            *(column.tolist() for column in columns),
+            strict=True,
         )
     ]
+    if rule is not None:
+        sets, abstains = rule.prediction_sets(mean).tolist(), rule.abstains(mean).tolist()
+        for answer, possible, abstain in zip(found, sets, abstains, strict=True):
+            answer["prediction_set"] = [name for name, within in zip(classes, possible, strict=True) if within]
+            answer["abstain"] = abstain
+            answer["reason"] = rule.reason if abstain else None
+    return found

@@ -16,15 +16,8 @@ from calibration.masks import DEFAULT_DESIGN
 from calibration.predictive import PredictiveSummary
 from calibration.scaling import FittedScaling, fit_scaling
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED
-from models.bundle import Bundle, software_versions
-from models.records import (
-    CONFORMAL_METHODS,
-    Calibration,
-    CalibrationScores,
-    MaskDesign,
-    StrategyCalibration,
-    StrategyScores,
-)
+from models.bundle import Bundle, CalibrationScores, StrategyScores, software_versions
+from models.records import CONFORMAL_METHODS, Calibration, MaskDesign, StrategyCalibration
 from training.data import LabelledImages
 
 __all__ = ["TARGET_ERRORS", "calibrate", "calibrate_strategy", "halves"]

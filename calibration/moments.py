@@ -20,7 +20,6 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from scipy.special import ndtri
-from scipy.stats import qmc
 from torch import Tensor, nn
 
 from calibration.sites import UnsupportedNetworkError, active_layers, dropout_modules, structural_copy
@@ -202,5 +201,8 @@ SUPPORTED = tuple(kind for kinds in RULES for kind in kinds)
 
 @cache
 def _normal_points(dimensions: int) -> Tensor:
+    # Here, for it takes half a second, that a server's start need not wait for.
+    from scipy.stats import qmc  # noqa: PLC0415
+
     uniform = qmc.Sobol(dimensions, rng=0).random(QUADRATURE_POINTS)
     return torch.from_numpy(ndtri(uniform.clip(1e-9, 1 - 1e-9)))

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from models.records import Scaling
@@ -193,7 +193,7 @@ class PredictiveDistribution:
         ``ValueError`` unless 0 < level < 1.
         """
         _check_level(level)
-        reach = self.standard_error * float(student.ppf((1 + level) / 2, max(self._independent - 1, 1)))
+        reach = self.standard_error * float(stdtrit(max(self._independent - 1, 1), (1 + level) / 2))
         return (self.mean - reach).clamp(0, 1), (self.mean + reach).clamp(0, 1)
 
     def credible_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:

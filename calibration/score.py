@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
 from calibration import strategies
 from calibration.answers import DECIMALS, answers
-from calibration.masks import DEFAULT_DESIGN
-from calibration.strategies import Strategy
+from calibration.decisions import DecisionRule
+from calibration.strategies import Sampling, Strategy
 from models import storage
 from models.bundle import Bundle
+from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR
 from training.own_images import OwnImages
 
 __all__ = ["DEFAULT_STRATEGIES", "SUFFIXES", "Scores", "build_strategy", "score"]
 
-SCHEMA = 1
+SCHEMA = 2
 SUFFIXES = (".parquet", ".csv")
 DEFAULT_STRATEGIES = ("mc_dropout", "weight_scaling")
 """The first that the network allows is taken."""
@@ -48,15 +50,14 @@ def build_strategy(bundle: Bundle, name: str | None = None, samples: int | None 
     if name is None:
         allowed = strategies.applicable(bundle.network, shape)
         name = next(default for default in DEFAULT_STRATEGIES if default in allowed)
-    calibration = bundle.calibration
-    fitted_samples = calibration.samples if calibration else strategies.DEFAULT_SAMPLES
+    fitted = Sampling.of(bundle.calibration)
     return strategies.build(
         name,
         bundle.network,
         shape,
-        samples=fitted_samples if samples is None else samples,
-        seed=calibration.seed if calibration else strategies.DEFAULT_SEED,
-        design=calibration.design if calibration else DEFAULT_DESIGN,
+        samples=fitted.samples if samples is None else samples,
+        seed=fitted.seed,
+        design=fitted.design,
     )
 
 
@@ -66,14 +67,19 @@ def score(
     images: OwnImages,
     out: Path,
     *,
+    coverage: float = DEFAULT_COVERAGE,
+    target_error: float = DEFAULT_TARGET_ERROR,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Write the answers for ``images``, one a row, into ``out``, in place of any such file before it.
 
-    A Parquet file says in its metadata which bundle, version, strategy, samples, temperature and schema it is of; a
-    CSV file has a column for each field of what is nested. An answer is that of the service but for the sixth decimal,
-    which may depend on how many images are computed at once. Beyond the images, memory grows with neither members nor
-    rows. ``on_images`` is told the number of images of each step done.
+    A Parquet file says in its metadata which bundle, version, strategy, samples, temperature and schema it is of, and
+    which coverage and target error the decisions promise; a CSV file has a column for each field of what is nested,
+    and names the classes of a prediction set in one, separated by semicolons. ``coverage`` and ``target_error`` are
+    those of the :class:`~calibration.decisions.DecisionRule`; an uncalibrated bundle has none. An
+    answer is that of the service but for the sixth decimal, which may depend on how many images are computed at once.
+    Beyond the images, memory grows with neither members nor rows. ``on_images`` is told the number of images of each
+    step done.
 
     Raises ``ValueError`` unless the name of ``out`` ends in one of :data:`SUFFIXES`, and ``OSError`` if it can't be
     written; then, as when interrupted, an earlier file is left as it was.
@@ -87,6 +93,9 @@ def score(
         "temperature": str(round(scaling.temperature, DECIMALS)),
         "schema": str(SCHEMA),
     }
+    rule = DecisionRule.fitted(bundle, strategy.name, coverage, target_error)
+    if rule is not None:
+        metadata |= {"coverage": str(coverage), "target_error": str(target_error)}
     classes, labels = bundle.card.classes, images.labels
     schema = _schema(classes, labelled=labels is not None).with_metadata(metadata)
     confidence, correct = 0.0, 0
@@ -94,7 +103,8 @@ def score(
         for start in range(0, len(images), IMAGES_AT_ONCE):
             chunk = slice(start, start + IMAGES_AT_ONCE)
             summary = strategy.summarise(bundle.prepare(images.pixels[chunk]), scaling, on_images=on_images)
-            found = answers(summary, classes, strategy.members)
+            asked = [strategy.samples] * len(summary.mean)
+            found = answers(summary, classes, members=strategy.members, samples=asked, rule=rule)
             rows: list[dict[str, Any]] = [
                 {"image": name, **answer} for name, answer in zip(images.names[chunk], found, strict=True)
             ]
@@ -119,6 +129,10 @@ def _schema(classes: Sequence[str], *, labelled: bool) -> pa.Schema:
             ("probabilities", pa.struct([(name, number) for name in classes])),
             ("uncertainty", pa.struct([(part, number) for part in ("total", "aleatoric", "epistemic")])),
             ("standard_error", number),
+            ("samples", pa.int64()),
+            ("prediction_set", pa.list_(pa.string())),
+            ("abstain", pa.bool_()),
+            ("reason", pa.string()),
         ]
     )
 
@@ -133,5 +147,11 @@ def _new_table(out: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], No
             with parquet.ParquetWriter(file, schema) as writer:
                 yield writer.write_table
         else:
-            with csv.CSVWriter(file, schema.empty_table().flatten().schema) as writer:
-                yield lambda table: writer.write_table(table.flatten())
+            with csv.CSVWriter(file, _flat(schema.empty_table()).schema) as writer:
+                yield lambda table: writer.write_table(_flat(table))
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Without structures and lists, which CSV doesn't know."""
+    column = table.schema.get_field_index("prediction_set")
+    return table.set_column(column, "prediction_set", pc.binary_join(table.column(column), ";")).flatten()

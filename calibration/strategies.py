@@ -24,13 +24,14 @@ from calibration.masks import DEFAULT_DESIGN
 from calibration.moments import QUADRATURE_POINTS, propagate_moments
 from calibration.predictive import UNSCALED, PredictiveDistribution, PredictiveSummary
 from calibration.subnetworks import SubnetworkEnsemble, UnsupportedNetworkError, dropout_layers
-from models.records import MaskDesign, Scaling
+from models.records import Calibration, MaskDesign, Scaling
 
 __all__ = [
     "DEFAULT_SAMPLES",
     "DEFAULT_SEED",
     "SAMPLING_STRATEGIES",
     "STRATEGIES",
+    "Sampling",
     "Strategy",
     "applicable",
     "build",
@@ -45,6 +46,20 @@ DEFAULT_SAMPLES = 64
 DEFAULT_SEED = 0
 MEMBERS_AT_ONCE = 1 << 16
 """Bound on the members times images that :meth:`Strategy.summarise` holds at a time."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How sub-networks are drawn, where a strategy samples."""
+
+    samples: int = DEFAULT_SAMPLES
+    seed: int = DEFAULT_SEED
+    design: MaskDesign = DEFAULT_DESIGN
+
+    @classmethod
+    def of(cls, calibration: Calibration | None) -> Sampling:
+        """Those that ``calibration`` was fitted with; the defaults if there is none."""
+        return cls() if calibration is None else cls(calibration.samples, calibration.seed, calibration.design)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
-"""What a bundle's JSON files say, and the numbers beside a calibration: typed, frozen, checked when read."""
+"""What a bundle's JSON files say: typed, frozen, checked when read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import Tensor
 
 __all__ = [
     "CONFORMAL_METHODS",
+    "DEFAULT_COVERAGE",
+    "DEFAULT_TARGET_ERROR",
     "AbstentionRecord",
     "Calibration",
-    "CalibrationScores",
     "Card",
     "ConformalMethod",
     "DataRecord",
@@ -23,7 +21,6 @@ __all__ = [
     "PoolingOrder",
     "Scaling",
     "StrategyCalibration",
-    "StrategyScores",
     "TrainingRecord",
 ]
 
@@ -37,6 +34,10 @@ PoolingOrder = Literal["pool_then_calibrate", "calibrate_then_pool"]
 ConformalMethod = Literal["lac", "aps", "raps"]
 CONFORMAL_METHODS: tuple[ConformalMethod, ...] = ("lac", "aps", "raps")
 """Nonconformity scores; see :mod:`calibration.conformal`."""
+DEFAULT_COVERAGE = 0.9
+"""Of prediction sets."""
+DEFAULT_TARGET_ERROR = 0.05
+"""Among the answers that are not abstained from."""
 
 
 class Record(BaseModel):
@@ -162,7 +163,8 @@ class StrategyCalibration(Record):
 class Calibration(Record):
     """How far to trust the network: what was fitted, on which images, with which sub-networks.
 
-    ``scores_sha256`` is the checksum of the file with the :class:`CalibrationScores`, filled in when both are saved.
+    ``scores_sha256`` is the checksum of the file with the :class:`~models.bundle.CalibrationScores`, filled in when
+    both are saved.
     """
 
     format: int = CALIBRATION_FORMAT
@@ -178,28 +180,3 @@ class Calibration(Record):
     def scaling(self, strategy: str) -> Scaling:
         """The fitted temperature of ``strategy``; that of 1, which changes nothing, if none was fitted."""
         return self.strategies[strategy].scaling if strategy in self.strategies else Scaling()
-
-
-@dataclass(frozen=True)
-class StrategyScores:
-    """What one calibrated strategy said of the n calibration images, ``[n]``.
-
-    ``nonconformity`` of the true label by each conformal method (float64: rounded, ties would be lost), from which a
-    prediction set of any coverage follows;
-    ``confidence`` and whether it was ``correct`` (bool), from which any threshold for abstention; ``total`` and
-    ``epistemic`` uncertainty in nats, to compare with that of what is met later.
-    """
-
-    nonconformity: Mapping[ConformalMethod, Tensor]
-    confidence: Tensor
-    correct: Tensor
-    total: Tensor
-    epistemic: Tensor
-
-
-@dataclass(frozen=True)
-class CalibrationScores:
-    """The calibration images' ``labels`` (int64 ``[n]``), and each strategy's scores of them."""
-
-    labels: Tensor
-    strategies: Mapping[str, StrategyScores]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from pydantic import BaseModel, Field, ValidationError
@@ -13,11 +14,13 @@ from starlette.responses import JSONResponse
 __all__ = ["ErrorBody", "ErrorResponse", "RequestError", "from_status", "from_validation"]
 
 MESSAGE_LIMIT = 500
-UNION_TAGS = frozenset({"flat", "rows"})
+FIELD_LIMIT = 100
+UNION_TAGS = frozenset({"flat", "rows", "auto", "number"})
 """Names that pydantic puts into an error's place though the request has nothing there."""
 
 CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.UNAUTHORIZED: "unauthorized",
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
@@ -31,7 +34,12 @@ CODES = {
 MESSAGES = {
     HTTPStatus.NOT_FOUND: "there is nothing at this path; /docs.json lists what there is",
     HTTPStatus.METHOD_NOT_ALLOWED: "this path does not answer this method; /docs.json lists what it answers",
+    HTTPStatus.UNAUTHORIZED: "this server wants an API key that it knows",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the body is larger than this path takes",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "this path does not take bodies of this Content-Type",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "the body can't be understood as what it is said to be",
     HTTPStatus.TOO_MANY_REQUESTS: "the server has more work than it can do in time; try again",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the server is not ready, or about to end; try again",
     HTTPStatus.GATEWAY_TIMEOUT: "the request took too long and was given up; try again with fewer instances or samples",
     HTTPStatus.INTERNAL_SERVER_ERROR: "the server failed to answer; its log says more under this request_id",
 }
@@ -52,13 +60,26 @@ class RequestError(Exception):
     """Something wrong with a request."""
 
     def __init__(
-        self, status: HTTPStatus, message: str, field: str | None = None, retry_after: int | None = None
+        self,
+        status: HTTPStatus,
+        message: str,
+        field: str | None = None,
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 3] + "..."
-        self.field = field
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.field = field if field is None else field[:FIELD_LIMIT]
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+    @property
+    def code(self) -> str:
+        """What kind of error, for programs."""
+        return CODES.get(self.status, self.status.phrase.lower().replace(" ", "_"))
 
 
 class ErrorResponse(JSONResponse):
@@ -66,8 +87,7 @@ class ErrorResponse(JSONResponse):
 
     def __init__(self, fault: RequestError, request_id: str) -> None:
         detail = ErrorDetail(
-            code=CODES.get(fault.status, fault.status.phrase.lower().replace(" ", "_")),
-            message=fault.message, field=fault.field, request_id=request_id,
+            code=fault.code, message=fault.message, field=fault.field, request_id=request_id,
         )  # fmt: skip
         super().__init__(ErrorBody(error=detail).model_dump(), status_code=fault.status, headers=fault.headers)
 

@@ -1,4 +1,4 @@
-"""Requests and responses as they are on the wire."""
+"""Requests as they are on the wire; what is answered is in :mod:`service.responses`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from starlette.requests import Request
 from models.pictures import SIDE
 
 __all__ = [
-    "DECODED",
     "MAX_INSTANCES",
+    "QUESTION",
+    "Bytes",
+    "CommonOptions",
+    "CompareOptions",
+    "CompareRequest",
     "ImageOptions",
-    "ImageRequest",
-    "ModelResponse",
+    "MembersName",
     "Options",
     "PredictRequest",
-    "PredictResponse",
-    "Prediction",
+    "QueryOptions",
+    "StrategyName",
 ]
 
 MAX_INSTANCES = 256
-DECODED = "dropout_uncertainty.decoded"
-"""Where in the ASGI scope the door leaves the decoded request."""
+QUESTION = "dropout_uncertainty.question"
+"""Where in the ASGI scope the door leaves what a request asks."""
 
 StrategyName = Literal["mc_dropout", "weight_scaling", "geometric_mean", "last_layer", "moment_propagation"]
-MOMENT_PASSES = 512
-"""What carrying moments through the shipped network costs, in passes through sub-networks: some 400, measured."""
-Samples = Annotated[int, Field(ge=2, le=1024)]
+MembersName = Literal["none", "votes", "probabilities"]
+Count = Annotated[int, Field(ge=2, le=1024)]
 
 Pixel = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
 Flat = Annotated[list[Pixel], Field(min_length=SIDE * SIDE, max_length=SIDE * SIDE, fail_fast=True)]
@@ -44,7 +46,23 @@ def _flat_or_rows(value: object) -> str:
     return "rows" if isinstance(value, list) and value and isinstance(value[0], list) else "flat"
 
 
+def _auto_or_number(value: object) -> str:
+    return "auto" if value == "auto" else "number"
+
+
 Instance = Annotated[Annotated[Flat, Tag("flat")] | Annotated[Rows, Tag("rows")], Discriminator(_flat_or_rows)]
+Instances = Annotated[
+    list[Instance],
+    Field(
+        min_length=1,
+        max_length=MAX_INSTANCES,
+        fail_fast=True,
+        description="Images, each as 784 pixel values or 28 rows of 28, in 0..255, white on black.",
+    ),
+]
+Samples = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[Count, Tag("number")], Discriminator(_auto_or_number)
+]
 
 STRATEGY_HELP = (
     "How to use dropout at test time. mc_dropout: mean over sampled sub-networks, with decomposed uncertainty. "
@@ -52,33 +70,51 @@ STRATEGY_HELP = (
     "mc_dropout, with the last dropout layer alone. moment_propagation: mean and covariance of the logits in closed "
     "form. /model lists those that the model allows; by default it is the first of them."
 )
+COUNT_HELP = "By default as many as the calibration was fitted with; with others its promises hold approximately."
 SAMPLES_HELP = (
-    "Sub-networks to sample, 2 to 1024; weight_scaling and moment_propagation sample none. By default as many as the "
-    "calibration was fitted with; with fewer, confidence is a little less calibrated."
+    "Sub-networks to sample, 2 to 1024; weight_scaling and moment_propagation sample none. "
+    f"{COUNT_HELP} auto, for mc_dropout and last_layer: as many as each image's label and abstention need."
+)
+MEMBERS_HELP = (
+    "What to tell of each sub-network, of mc_dropout and last_layer: the class that it votes for, or its probability "
+    "of each class as well."
 )
 
 
-class Options(BaseModel):
-    """How to answer; what a request leaves out is the served bundle's to choose."""
+class CommonOptions(BaseModel):
+    """How to answer; what a request leaves out is the served bundle's, or the server's, to choose."""
 
+    model: str = Field(default="", max_length=64, description="Which of the loaded bundles answers: see /model.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Of the sub-networks; by default the one of the calibration."
+    )
+    coverage: float = Field(
+        default=0.9, ge=0.5, le=0.999, description="How often the prediction set shall hold the true class."
+    )
+    target_error: float = Field(
+        default=0.05,
+        ge=0.001,
+        le=0.5,
+        description="The promised fraction of wrong ones among the answers that are not abstained from; at most what "
+        "the server promises by default.",
+    )
+
+    def given(self, name: str, otherwise: Any) -> Any:
+        """What the request says of ``name``, or ``otherwise`` if it leaves it out."""
+        return getattr(self, name) if name in self.model_fields_set else otherwise
+
+
+class Options(CommonOptions):
     strategy: StrategyName = Field(default="mc_dropout", description=STRATEGY_HELP)
     samples: Samples = Field(default=64, description=SAMPLES_HELP)
-
-    def chosen(self, strategy: StrategyName, samples: int) -> tuple[StrategyName, int]:
-        """The strategy and the samples asked for, or the given ones for those that were left out."""
-        return (
-            self.strategy if "strategy" in self.model_fields_set else strategy,
-            self.samples if "samples" in self.model_fields_set else samples,
-        )
-
-    @property
-    def passes_per_image(self) -> int:
-        return MOMENT_PASSES if self.strategy == "moment_propagation" else self.samples
+    members: MembersName = Field(default="none", description=MEMBERS_HELP)
 
 
 class Decoded(IODescriptor):
-    """A request that the door has decoded already, so that BentoML need not parse it again."""
+    """A body that the door has decoded already, so that BentoML need not parse it again: an API method is given the
+    :class:`~service.predictor.Question` that the door made of it."""
 
+    __root_input__ = True
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
@@ -88,103 +124,43 @@ class Decoded(IODescriptor):
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
-        return request.scope[DECODED]
-
-    @property
-    def passes(self) -> int:
-        """How many passes through a network it may cost."""
-        raise NotImplementedError
+        return request.scope[QUESTION]
 
 
-class PredictRequest(Decoded, Options):
-    """Images as numbers."""
+class Bytes(Decoded):
+    """A body that is no JSON."""
 
-    instances: Annotated[
-        list[Instance],
-        Field(
-            min_length=1,
-            max_length=MAX_INSTANCES,
-            fail_fast=True,
-            description="Images, each as 784 pixel values or 28 rows of 28, in 0..255, white on black.",
-        ),
-    ]
 
-    @property
-    def passes(self) -> int:
-        return len(self.instances) * self.passes_per_image
+class _Instances(Decoded):
+    instances: Instances
 
     def pixels(self) -> NDArray[np.float32]:
         """``[N, 28, 28]`` in 0..255."""
         return np.array([np.ravel(instance) for instance in self.instances], dtype=np.float32).reshape(-1, SIDE, SIDE)
 
 
-class ImageOptions(Options):
-    """The query of ``/predict_image``."""
+class PredictRequest(_Instances, Options):
+    """Images as numbers."""
+
+
+class CompareOptions(CommonOptions):
+    samples: Count = Field(default=64, description=f"Sub-networks to sample, 2 to 1024. {COUNT_HELP}")
+
+
+class CompareRequest(_Instances, CompareOptions):
+    """Images as numbers, for every strategy."""
+
+
+class QueryOptions(Options):
+    """The query of ``/predict_raw``, and the parameters of ``/v2``."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class ImageOptions(QueryOptions):
+    """The query of ``/predict_image``."""
 
     invert: Literal["auto", "true", "false"] = Field(
         default="auto",
         description="Turn dark on light into light on dark, which the model knows. auto: if the border is light.",
     )
-
-
-class ImageRequest(Decoded):
-    """One image file, decoded to 28x28."""
-
-    image: Any
-    options: ImageOptions
-
-    @property
-    def passes(self) -> int:
-        return self.options.passes_per_image
-
-    def pixels(self) -> NDArray[np.float32]:
-        """``[1, 28, 28]`` in 0..255."""
-        return np.asarray(self.image, dtype=np.float32).reshape(1, SIDE, SIDE)
-
-
-class ModelName(BaseModel):
-    name: str
-    version: str = Field(description="changes when the weights, the card or the calibration do")
-
-
-class Uncertainty(BaseModel):
-    """In nats. total = aleatoric + epistemic; the parts are null for a strategy that gives a single distribution."""
-
-    total: float = Field(description="predictive entropy: 0 when certain, log 10 = 2.303 at most")
-    aleatoric: float | None = Field(description="expected entropy of the sub-networks: what each is unsure of")
-    epistemic: float | None = Field(description="mutual information: what the sub-networks disagree on")
-
-
-class Prediction(BaseModel):
-    label: str
-    class_index: int
-    confidence: float = Field(description="probability of the label, calibrated if the bundle is")
-    probabilities: dict[str, float]
-    uncertainty: Uncertainty
-    standard_error: float | None = Field(
-        description="Monte Carlo standard error of the confidence: how far more sub-networks may move it; null if "
-        "the strategy gives a single distribution"
-    )
-
-
-class PredictResponse(IODescriptor):
-    """One prediction per image, in the order of the request."""
-
-    model: ModelName
-    strategy: StrategyName
-    samples: int = Field(description="sub-networks sampled; 1 for weight_scaling and moment_propagation")
-    temperature: float = Field(description="of the calibration; 1 if uncalibrated")
-    predictions: list[Prediction]
-
-
-class ModelResponse(BaseModel):
-    """The bundle that answers: its card, and its calibration or null."""
-
-    name: str
-    version: str
-    strategies: list[StrategyName] = Field(description="those that this network allows, the default first")
-    default_samples: int
-    card: dict[str, Any]
-    calibration: dict[str, Any] | None

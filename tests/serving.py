@@ -26,9 +26,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(log: Path, port: int, bundle: str = "") -> subprocess.Popen[bytes]:
-    """The server's process, answering from ``bundle`` on ``port``; what it prints goes to ``log``."""
-    environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True", "DROPOUT_BUNDLE": bundle}
+def start(log: Path, port: int, bundle: str = "", /, **settings: object) -> subprocess.Popen[bytes]:
+    """The server's process, answering from ``bundle`` on ``port``; what it prints goes to ``log``.
+
+    ``settings`` become environment variables: ``workers=1`` is ``DROPOUT_WORKERS=1``.
+    """
+    chosen = {f"DROPOUT_{name.upper()}": str(value) for name, value in {"bundles": bundle, **settings}.items()}
+    environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True"} | chosen
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:DropoutUncertainty", "--port", str(port),
                "--host", "127.0.0.1"]  # fmt: skip
     with log.open("w") as output:
@@ -38,10 +42,10 @@ def start(log: Path, port: int, bundle: str = "") -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def serving(log: Path, bundle: str = "") -> Iterator[httpx.Client]:
-    """A client of a server that answers from ``bundle``, the shipped one by default."""
+def serving(log: Path, bundle: str = "", /, **settings: object) -> Iterator[httpx.Client]:
+    """A client of a server that answers from ``bundle``, the shipped one by default; see :func:`start`."""
     port = free_port()
-    with start(log, port, bundle) as process:
+    with start(log, port, bundle, **settings) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 wait_until_ready(client, process, log)

@@ -27,7 +27,8 @@ from calibration.report.schema import (
     SizeRow,
 )
 from calibration.resampling import interval
-from models.records import CONFORMAL_METHODS, AbstentionRecord, StrategyScores
+from models.bundle import StrategyScores
+from models.records import CONFORMAL_METHODS, AbstentionRecord
 
 __all__ = [
     "COVERAGES",

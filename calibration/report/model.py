@@ -31,8 +31,8 @@ from calibration.report.schema import (
     StrategySection,
 )
 from calibration.resampling import bootstrap_weights, interval
-from models.bundle import Bundle
-from models.records import Calibration, CalibrationScores, Scaling
+from models.bundle import Bundle, CalibrationScores
+from models.records import Calibration, Scaling
 from training import shifts
 from training.data import FashionMNISTSplits
 

@@ -18,13 +18,15 @@ from pyarrow import csv, parquet
 from calibration import score as scoring
 from calibration.__main__ import main
 from calibration.answers import Answer, UncertaintyAnswer, answers
+from calibration.decisions import DecisionRule
 from calibration.predictive import PredictiveDistribution
 from calibration.strategies import STRATEGIES
 from calibration.subnetworks import NoActiveDropoutError
 from models import bundle
 from models.pictures import decode
 from service.predictor import Predictor
-from service.wire import Prediction, Uncertainty
+from service.responses import Prediction, Uncertainty
+from service.wire import Options
 from tests.command_line import ROOT, refused, run
 from tests.conftest import write_bundle
 from training.data import CLASSES, DataError, FashionMNISTSplits
@@ -76,6 +78,7 @@ def test_the_command_writes_a_parquet_table(shipped: bundle.Bundle, labelled_pic
     table = parquet.read_table(out)
     assert table.column_names == [
         "image", "true_label", "label", "class_index", "confidence", "probabilities", "uncertainty", "standard_error",
+        "samples", "prediction_set", "abstain", "reason",
     ]  # fmt: skip
     assert table["image"].to_pylist() == ["Ankle boot/boot.png", "T-shirt-top/boot.png"]
     assert table["true_label"].to_pylist() == ["Ankle boot", "T-shirt/top"]
@@ -87,40 +90,54 @@ def test_the_command_writes_a_parquet_table(shipped: bundle.Bundle, labelled_pic
         b"strategy": b"mc_dropout",
         b"samples": b"8",
         b"temperature": str(round(shipped.scaling("mc_dropout").temperature, 6)).encode(),
-        b"schema": b"1",
+        b"schema": b"2",
+        b"coverage": b"0.9",
+        b"target_error": b"0.05",
     }
 
 
 def test_csv_and_parquet_agree(shipped: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
     strategy = scoring.build_strategy(shipped, samples=4)
     for suffix in scoring.SUFFIXES:
-        scoring.score(shipped, strategy, some(fashion), tmp_path / f"scores{suffix}")
-    flat = parquet.read_table(tmp_path / "scores.parquet").flatten()
+        scoring.score(shipped, strategy, some(fashion), tmp_path / f"scores{suffix}", coverage=0.999)
+    table = parquet.read_table(tmp_path / "scores.parquet")
+    joined = [";".join(names) for names in table["prediction_set"].to_pylist()]
+    place = table.column_names.index("prediction_set")
+    flat = table.set_column(place, "prediction_set", pa.array(joined)).flatten()
+    assert any(";" in names for names in joined)
     assert {"true_label", "probabilities.T-shirt/top", "uncertainty.total"} < set(flat.column_names)
-    options = csv.ConvertOptions(column_types=flat.schema)
+    options = csv.ConvertOptions(column_types=flat.schema, strings_can_be_null=True, quoted_strings_can_be_null=False)
     assert csv.read_csv(tmp_path / "scores.csv", convert_options=options).equals(flat)
+
+
+def answer(used: bundle.Bundle, pixels: np.ndarray[Any, Any], **options: Any) -> dict[str, Any]:
+    """What the service says."""
+    predictor = Predictor("name", used, coverage=0.9, target_error=0.05)
+    return predictor.answer(predictor.question(pixels, Options(**options)))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_answers_are_those_of_the_service(tmp_path: Path, shipped: bundle.Bundle, strategy: Any) -> None:
     shutil.copy(BOOT, tmp_path)
-    expected = Predictor(shipped).predict(
-        decode(BOOT.read_bytes(), "auto").astype(np.float32).reshape(1, 28, 28), strategy, 16
-    )
+    pixels = decode(BOOT.read_bytes(), "auto").astype(np.float32).reshape(1, 28, 28)
+    expected = answer(shipped, pixels, strategy=strategy, samples=16)
     built = scoring.build_strategy(shipped, strategy, 16)
     out = tmp_path / "out" / "scores.parquet"
     scores = scoring.score(shipped, built, read(tmp_path, CLASSES), out)
     (row,) = parquet.read_table(out).to_pylist()
     assert row.pop("image") == "boot.png"
-    assert row == expected.predictions[0].model_dump()
-    assert scores == scoring.Scores(1, expected.predictions[0].confidence, None)
+    (prediction,) = expected["predictions"]
+    assert {**row, "members": None} == prediction
+    assert scores == scoring.Scores(1, prediction["confidence"], None)
     metadata = parquet.read_schema(out).metadata
-    assert int(metadata[b"samples"]) == expected.samples
-    assert float(metadata[b"temperature"]) == expected.temperature
+    assert int(metadata[b"samples"]) == expected["samples"]
+    assert float(metadata[b"temperature"]) == expected["temperature"]
+    assert float(metadata[b"coverage"]) == expected["decision"]["coverage"]
+    assert float(metadata[b"target_error"]) == expected["decision"]["target_error"]
 
 
 def test_an_answer_has_the_fields_on_the_wire() -> None:
-    assert list(Answer.__annotations__) == list(Prediction.model_fields)
+    assert [*Answer.__annotations__, "members"] == list(Prediction.model_fields)
     assert list(UncertaintyAnswer.__annotations__) == list(Uncertainty.model_fields)
 
 
@@ -130,18 +147,19 @@ def test_the_defaults_are_those_of_the_service(shipped: bundle.Bundle, plain: bu
     otherwise = shipped.calibration.model_copy(update={"samples": 8, "seed": 7, "design": "independent"})
     pixels = torch.rand(4, 28, 28) * 255
     for used in (shipped, plain, bundle.load(tmp_path / "uncalibrated"), replace(shipped, calibration=otherwise)):
-        strategy, predictor = scoring.build_strategy(used), Predictor(used)
-        expected = predictor.predict(pixels.numpy(), predictor.strategies[0], predictor.default_samples)
-        distribution = strategy(used.prepare(pixels), used.scaling(strategy.name))
-        found = answers(distribution, used.card.classes, strategy.members)
-        assert (strategy.name, strategy.samples) == (expected.strategy, expected.samples)
-        assert found == [prediction.model_dump() for prediction in expected.predictions]
+        strategy, expected = scoring.build_strategy(used), answer(used, pixels.numpy())
+        assert (strategy.name, strategy.samples) == (expected["strategy"], expected["samples"])
+        out = tmp_path / "scores.parquet"
+        scoring.score(used, strategy, OwnImages(tuple("abcd"), pixels, None), out)
+        rows = parquet.read_table(out).drop_columns("image").to_pylist()
+        assert [{**row, "members": None} for row in rows] == expected["predictions"]
 
 
 def test_an_answer_by_hand() -> None:
     """Two members of equal weight, (1/4, 3/4) and (3/4, 1/4), and then the first alone."""
     members = torch.tensor([[[0.25, 0.75]], [[0.75, 0.25]]])
-    (both,) = answers(PredictiveDistribution(members), ("no", "yes"), 2)
+    rule = DecisionRule(coverage=0.9, nonconformity=0.5, target_error=0.05, uncertainty=0.25)
+    (both,) = answers(PredictiveDistribution(members), ("no", "yes"), members=2, samples=[2], rule=rule)
     assert both == Answer(
         label="no",
         class_index=0,
@@ -149,8 +167,13 @@ def test_an_answer_by_hand() -> None:
         probabilities={"no": 0.5, "yes": 0.5},
         uncertainty=UncertaintyAnswer(total=0.693147, aleatoric=0.562335, epistemic=0.130812),
         standard_error=0.25,
+        samples=2,
+        prediction_set=["no", "yes"],
+        abstain=True,
+        reason="low_confidence",
     )
-    (alone,) = answers(PredictiveDistribution(members[:1]).summary(), ("no", "yes"), 1)
+    first = PredictiveDistribution(members[:1]).summary()
+    (alone,) = answers(first, ("no", "yes"), members=1, samples=[1], rule=rule)
     assert alone == Answer(
         label="yes",
         class_index=1,
@@ -158,7 +181,13 @@ def test_an_answer_by_hand() -> None:
         probabilities={"no": 0.25, "yes": 0.75},
         uncertainty=UncertaintyAnswer(total=0.562335, aleatoric=None, epistemic=None),
         standard_error=None,
+        samples=1,
+        prediction_set=["yes"],
+        abstain=False,
+        reason=None,
     )
+    (undecided,) = answers(first, ("no", "yes"), members=1, samples=[1], rule=None)
+    assert [undecided[field] for field in ("prediction_set", "abstain", "reason")] == [None] * 3
 
 
 def test_many_images_in_steps(

@@ -10,16 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, records
-from models.bundle import BundleError
+from models import bundle, records, sealed
+from models.bundle import BundleError, CalibrationScores, StrategyScores
 from models.records import (
     CONFORMAL_METHODS,
     AbstentionRecord,
     Calibration,
-    CalibrationScores,
     Scaling,
     StrategyCalibration,
-    StrategyScores,
 )
 from tests.conftest import write_bundle
 
@@ -211,7 +209,7 @@ def resealed_weights(folder: Path, content: bytes) -> None:
             old, hashlib.sha256(content).hexdigest()
         )
     )
-    (folder / "card.json").write_text(bundle._sealed(resealed))
+    (folder / "card.json").write_text(sealed.sealed(resealed))
     (folder / "weights.safetensors").write_bytes(content)
 
 

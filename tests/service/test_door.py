@@ -7,15 +7,17 @@ import logging
 import anyio
 import httpx
 import pytest
+from starlette.datastructures import State
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.door import Door
+from service.settings import Settings
 
 
 def get(application: ASGIApp) -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(Door(application))
+        transport = httpx.ASGITransport(Door(application, State({"settings": Settings(), "draining": False})))
         async with httpx.AsyncClient(transport=transport, base_url="http://door") as client:
             return await client.get("/model")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from models.bundle import PRETRAINED
 from tests.command_line import ROOT
-from tests.serving import free_port, start
+from tests.serving import free_port, serving, start
 
 
 @pytest.fixture
@@ -49,3 +50,38 @@ def test_a_corrupt_bundle_is_one_line_and_an_exit_code(tmp_path: Path, corrupt: 
     lines = log.read_text().strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"Error: {corrupt / 'weights.safetensors'} is corrupt")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bundles", "mpl", "no bundle 'mpl': it is neither a folder nor one of those that ship (mlp)"),
+        ("bundles", "mlp,mlp", "DROPOUT_BUNDLES: two bundles are called 'mlp'; give one a name of its own: name=fol"),
+        ("bundles", "a b=mlp", "DROPOUT_BUNDLES: 'a b=mlp' should be a shipped bundle's name, a folder, or name=fol"),
+        ("bundles", ",", "DROPOUT_BUNDLES: it names no bundle"),
+        ("coverage", "1", "DROPOUT_COVERAGE: Input should be less than or equal to 0.999"),
+        ("timeout_seconds", "soon", "DROPOUT_TIMEOUT_SECONDS: Input should be a valid number"),
+        ("access_log", "maybe", "DROPOUT_ACCESS_LOG: Input should be a valid boolean"),
+        ("bundle", "mlp", "DROPOUT_BUNDLE is none of the service's settings: DROPOUT_ACCESS_LOG, "),
+    ],
+)
+def test_a_setting_that_cant_be_used_is_one_line_and_an_exit_code(
+    tmp_path: Path, name: str, value: str, message: str
+) -> None:
+    log = tmp_path / "log"
+    with start(log, free_port(), **{name: value}) as process:
+        assert process.wait(timeout=60) == 1
+    lines = log.read_text().strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"Error: {message}")
+
+
+def test_the_settings_are_told_once_without_the_keys(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(log, workers=2, api_keys="secret,another", coverage=0.95):
+        pass
+    (line,) = (line for line in log.read_text().splitlines() if '"settings"' in line)
+    settings = json.loads(line)["settings"]
+    assert settings["api_keys"] == 2
+    assert settings["coverage"] == 0.95
+    assert "secret" not in log.read_text()

@@ -1,0 +1,51 @@
+"""The bundles that a server answers from."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import bundle
+from service.errors import RequestError
+from service.predictor import Predictor, Question
+from service.settings import Settings
+from service.wire import CommonOptions
+
+__all__ = ["Catalogue"]
+
+
+class Catalogue:
+    """A :class:`~service.predictor.Predictor` for each bundle of the settings, the default first.
+
+    Raises :class:`~models.bundle.BundleError` for one that can't be loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.predictors = {
+            name: Predictor(
+                name, bundle.load(location), coverage=settings.coverage, target_error=settings.target_error
+            )
+            for name, location in settings.bundles.items()
+        }  # fmt: skip
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.predictors)
+
+    def predictor(self, name: str = "", status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> Predictor:
+        """The one of this name, or the default.
+
+        Raises :class:`~service.errors.RequestError` with ``status`` if there is none.
+        """
+        try:
+            return self.predictors[name or self.names[0]]
+        except KeyError:
+            raise RequestError(
+                status, f"model: no bundle {name!r} is loaded; there are {', '.join(self.names)}", "model"
+            ) from None
+
+    def question(self, pixels: NDArray[np.float32], options: CommonOptions) -> Question:
+        """What ``options`` ask of ``pixels`` ``[N, 28, 28]``; see :meth:`Predictor.question`."""
+        return self.predictor(options.model).question(pixels, options)
