@@ -9,7 +9,7 @@ REPORT ?= reports/$(notdir $(BUNDLE))
 
 export BENTOML_DO_NOT_TRACK ?= True
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test report ensemble data bench lint format lock pretrained
+.PHONY: help setup serve test browser report ensemble data bench lint format lock pretrained
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,8 +29,19 @@ setup: .venv/.installed ## make .venv with the locked dependencies, for all that
 serve: setup ## serve the model over HTTP: PORT=3000, DROPOUT_BUNDLES=mlp (shipped bundles' names, or folders)
 	$(BIN)/bentoml serve service.app:DropoutUncertainty --port $(PORT)
 
-test: setup data ## run all tests
+test: setup data browser ## run all tests
 	$(BIN)/python -m pytest
+
+BROWSERS := chromium chromium-browser google-chrome
+browser: ## install Debian's chromium for the tests of the page, if there is no browser and you may
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get install -y -qq --no-install-recommends chromium || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }; } >/dev/null; \
+	fi; \
+	command -v chromium >/dev/null || { \
+		echo "*** No Chromium: THE TESTS OF THE PAGE ARE LEFT OUT. Install it (apt-get install chromium) to run them. ***" >&2; \
+		[ -z "$$REQUIRE_BROWSER" ]; }
 
 report: setup data ## write the calibration report: BUNDLE=mlp, REPORT=reports/mlp
 	$(BIN)/python -m calibration report $(BUNDLE) --out $(REPORT)
@@ -49,6 +60,7 @@ bench: setup data .venv/.peers ## measure speed and error, beside other librarie
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.variance
 	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.http
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -259,6 +259,11 @@ class _RandomNumbersDrawn(Exception):  # noqa: N818  (a signal, not an error)
 class _NoRandomNumbers(TorchDispatchMode):
     """Raises :class:`_RandomNumbersDrawn` instead of drawing. In this thread alone, and no generator moves."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Saves the import of torch's compiler, which takes a second and a hundred MiB, to be told to do nothing.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -101,7 +101,7 @@ def from_validation(error: ValidationError) -> RequestError:
     """The first of the errors that pydantic found, by its place in the request."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     more = error.error_count() - 1
-    field = ".".join(str(part) for part in first["loc"] if part not in UNION_TAGS) or None
+    field = ".".join(str(part) for part in first["loc"] if part not in UNION_TAGS)[:FIELD_LIMIT] or None
     where = f"{field}: " if field else ""
     return RequestError(
         HTTPStatus.BAD_REQUEST, f"{where}{first['msg']}" + (f" (and {more} more errors)" if more else ""), field

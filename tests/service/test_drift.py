@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from calibration import answers
 from calibration.drift import compare
-from models import bundle
 from service import drift
 from service.drift import DriftCollector, DriftMonitor, DriftResponse, Reference
 
@@ -88,8 +87,8 @@ def spawn(*arguments: Any, forever: bool = False) -> Any:
 def test_the_measures_are_those_of_what_was_observed(single: DriftMonitor) -> None:
     assert single.measure() == DriftResponse(window=300, drift=[])
     total, epistemic = gamma(3, 250, 2.0), gamma(4, 250, 0.3)
-    for start in range(0, 250, 50):
-        single.observe("mlp", "mc_dropout", total[start : start + 50], epistemic[start : start + 50])
+    for part in np.split(np.arange(250), 5):
+        single.observe("mlp", "mc_dropout", total[part], epistemic[part])
     single.observe("mlp", "weight_scaling", total[:3], epistemic[:3])
     first, second = single.measure().drift
     assert (first.model, first.version, first.strategy) == KEY
@@ -208,8 +207,7 @@ def test_another_version_begins_anew(tmp_path: Path) -> None:
     new = monitor(tmp_path, 1, version="0123456789ab")
     assert len(list(tmp_path.iterdir())) == 1, "its own file of the former version is gone, that of another is not"
     new.observe("mlp", "mc_dropout", gamma(3, 5), None)
-    # A request that was under way with the old version
-    old.observe("mlp", "mc_dropout", gamma(3, 5), None)
+    old.observe("mlp", "mc_dropout", gamma(3, 5), None)  # A request that was under way
     (found,) = new.measure().drift
     assert (found.version, found.total.window) == ("0123456789ab", 5)
     assert others.measure().drift[0].total.window == 20
@@ -221,7 +219,7 @@ def test_another_size_begins_anew(tmp_path: Path) -> None:
     for window, expected in ((300, 250), (500, 250), (500, 500)):
         watched = monitor(tmp_path, workers=1, window=window)
         watched.observe("mlp", "mc_dropout", gamma(3, 250), None)
-        assert watched.measure().drift[0].total.window == expected
+        assert len(held(watched)) == expected
         watched.close()
 
 
@@ -282,22 +280,6 @@ def test_a_folder_that_cannot_be_written(
     assert watched.measure().drift[0].total.window == 12
     for one in (watched, other):
         one.close()
-
-
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing half-written is left, and a file that is there already can still be written."""
-    watched = monitor(tmp_path, workers=1, window=300)
-    watched.observe("mlp", "mc_dropout", gamma(3, 5), None)
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    watched.observe("mlp", "weight_scaling", gamma(3, 5), None)
-    watched.observe("mlp", "mc_dropout", gamma(3, 5), None)
-    assert [one.total.window for one in watched.measure().drift] == [10]
-    assert len(list(tmp_path.iterdir())) == 1
-    watched.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system of 64 KiB")
@@ -370,7 +352,6 @@ def test_it_costs_little(single: DriftMonitor) -> None:
 def test_gauges(single: DriftMonitor) -> None:
     registry = CollectorRegistry()
     registry.register(DriftCollector(single))
-    names = {f"dropout_uncertainty_drift_{name}" for name in ("psi", "ks", "direction", "window")}
 
     def samples() -> dict[tuple[str, ...], float]:
         return {
@@ -379,7 +360,6 @@ def test_gauges(single: DriftMonitor) -> None:
             for sample in family.samples
         }
 
-    assert {family.name for family in registry.collect()} == names
     assert samples() == {}
     single.observe("mlp", "mc_dropout", gamma(3, 250, 2.0), gamma(4, 250, 0.1))
     single.observe("mlp", "weight_scaling", gamma(3, 7), None)
@@ -391,25 +371,6 @@ def test_gauges(single: DriftMonitor) -> None:
     assert found["window", "mlp", "weight_scaling", "total"] == 7
     text = generate_latest(registry).decode()
     assert 'dropout_uncertainty_drift_window{model="mlp",strategy="weight_scaling",uncertainty="total"} 7.0' in text
-
-
-def test_the_calibration_images_themselves_are_no_drift(tmp_path: Path, shipped: bundle.Bundle) -> None:
-    assert shipped.scores is not None
-    references: dict[tuple[str, str, str], Reference] = {
-        ("mlp", shipped.version, name): (scores.total.numpy(), scores.epistemic.numpy())
-        for name, scores in shipped.scores.strategies.items()
-    }
-    watched = DriftMonitor(tmp_path, references, window=2_500, worker=1, workers=1)
-    for name, scores in shipped.scores.strategies.items():
-        watched.observe("mlp", name, scores.total.numpy(), scores.epistemic.numpy())
-    found = watched.measure().drift
-    assert [one.strategy for one in found] == list(shipped.scores.strategies)
-    for one in found:
-        assert one.total.model_dump() == {
-            "window": 2_500, "psi": 0, "psi_expected": 0.0072, "ks": 0, "p_value": 1, "direction": 0,
-            "verdict": "stable",
-        }  # fmt: skip
-    watched.close()
 
 
 def test_answers_are_rounded_and_their_reference_is_not(tmp_path: Path) -> None:

@@ -51,6 +51,29 @@ BAD_PREDICT = {
     "samples a string": (with_instances(IMAGE, samples="64"), JSON, 400, "samples", "valid integer"),
     "samples a fraction": (with_instances(IMAGE, samples=6.5), JSON, 400, "samples", "valid integer"),
     "samples a boolean": (with_instances(IMAGE, samples=True), JSON, 400, "samples", "valid integer"),
+    "samples some": (with_instances(IMAGE, samples="some"), JSON, 400, "samples", "valid integer"),
+    "auto for one pass": (
+        with_instances(IMAGE, samples="auto", strategy="weight_scaling"), JSON, 400, "samples", "not for weight_",
+    ),
+    "negative seed": (with_instances(IMAGE, seed=-1), JSON, 400, "seed", "greater than or equal to 0"),
+    "huge seed": (with_instances(IMAGE, seed=2**32), JSON, 400, "seed", "less than 4294967296"),
+    "coverage too low": (with_instances(IMAGE, coverage=0.4), JSON, 400, "coverage", "greater than or equal to 0.5"),
+    "coverage of 1": (with_instances(IMAGE, coverage=1), JSON, 400, "coverage", "less than or equal to 0.999"),
+    "coverage a string": (with_instances(IMAGE, coverage="0.9"), JSON, 400, "coverage", "valid number"),
+    "coverage NaN": (with_instances(IMAGE, coverage=math.nan), JSON, 400, "coverage", ""),
+    "looser target": (with_instances(IMAGE, target_error=0.06), JSON, 400, "target_error", "at most 0.05"),
+    "target of 0": (with_instances(IMAGE, target_error=0), JSON, 400, "target_error", "greater than or equal to 0.001"),
+    "unknown members": (with_instances(IMAGE, members="all"), JSON, 400, "members", "'votes' or 'probabilities'"),
+    "members of one pass": (
+        with_instances(IMAGE, members="votes", strategy="geometric_mean"), JSON, 400, "members", "has no sub-networks",
+    ),
+    "members of auto": (with_instances(IMAGE, members="votes", samples="auto"), JSON, 400, "members", "name a number"),
+    "too many members": (
+        with_instances(*[IMAGE] * 65, members="votes", samples=1024), JSON, 400, "members", "at most 65,536 images",
+    ),
+    "unknown model": (with_instances(IMAGE, model="cnn"), JSON, 400, "model", "no bundle 'cnn' is loaded"),
+    "model a number": (with_instances(IMAGE, model=1), JSON, 400, "model", "valid string"),
+    "a very long name": (with_instances(IMAGE, **{"x" * 100_000: 1}), JSON, 400, "x" * 100, "not permitted"),
     "unknown field": (with_instances(IMAGE, temperature=2), JSON, 400, "temperature", "not permitted"),
     "form": (with_instances(IMAGE), {"Content-Type": "application/x-www-form-urlencoded"}, 415, "Content-Type", "json"),
     "no content type": (with_instances(IMAGE), {}, 415, "Content-Type", "application/json"),
@@ -116,6 +139,51 @@ def test_bad_pictures_are_refused_with_a_reason(server: httpx.Client, case: str)
     assert message in error["message"]
 
 
+BYTES = {"Content-Type": "application/octet-stream"}
+BAD_RAW = {
+    "empty body": (b"", BYTES, "", 400, None, "the body is empty"),
+    "a byte short": (bytes(783), BYTES, "", 400, None, "whole images of 784 bytes; it has 783 bytes"),
+    "a byte too many": (bytes(785), BYTES, "", 400, None, "it has 785 bytes"),
+    "257 images": (bytes(257 * 784), BYTES, "", 400, None, "at most 256 images may be sent, not 257"),
+    "over 4 MiB": (bytes(4 * 2**20 + 1), BYTES, "", 413, None, "larger than"),
+    "JSON": (with_instances(IMAGE), JSON, "", 415, "Content-Type", "application/octet-stream"),
+    "unknown strategy": (bytes(784), BYTES, "strategy=magic", 400, "strategy", "'mc_dropout'"),
+    "invert is for pictures": (bytes(784), BYTES, "invert=true", 400, "invert", "not permitted"),
+    "coverage not a number": (bytes(784), BYTES, "coverage=high", 400, "coverage", "valid number"),
+    "coverage NaN": (bytes(784), BYTES, "coverage=nan", 400, "coverage", ""),
+    "a parameter twice": (bytes(784), BYTES, "seed=2&seed=2", 400, None, "once"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_RAW)
+def test_bad_bytes_are_refused_with_a_reason(server: httpx.Client, case: str) -> None:
+    body, headers, query, status, field, message = BAD_RAW[case]
+    error = refusal(server.post(f"/predict_raw?{query}", content=body, headers=headers), status)
+    assert error["field"] == field
+    assert message in error["message"]
+
+
+BAD_COMPARE = {
+    "empty body": (b"", JSON, 400, None, "the body is empty"),
+    "malformed": (b"{", JSON, 400, None, "Invalid JSON"),
+    "no instances": (b"{}", JSON, 400, "instances", "Field required"),
+    "short": (with_instances(IMAGE[:-1]), JSON, 400, "instances.0", "at least 784 items"),
+    "a strategy": (with_instances(IMAGE, strategy="mc_dropout"), JSON, 400, "strategy", "not permitted"),
+    "members": (with_instances(IMAGE, members="votes"), JSON, 400, "members", "not permitted"),
+    "auto": (with_instances(IMAGE, samples="auto"), JSON, 400, "samples", "valid integer"),
+    "looser target": (with_instances(IMAGE, target_error=0.2), JSON, 400, "target_error", "at most 0.05"),
+    "a picture": (BLACK, PNG, 415, "Content-Type", "application/json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMPARE)
+def test_bad_comparisons_are_refused_with_a_reason(server: httpx.Client, case: str) -> None:
+    body, headers, status, field, message = BAD_COMPARE[case]
+    error = refusal(server.post("/compare", content=body, headers=headers), status)
+    assert error["field"] == field
+    assert message in error["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -123,13 +191,23 @@ def test_bad_pictures_are_refused_with_a_reason(server: httpx.Client, case: str)
         ("PUT", "/predict", 405),
         ("GET", "/predict_image", 405),
         ("POST", "/model", 405),
+        ("GET", "/compare", 405),
+        ("GET", "/predict_raw", 405),
+        ("POST", "/report", 405),
+        ("DELETE", "/drift", 405),
+        ("POST", "/ui", 405),
+        ("POST", "/v2", 405),
+        ("GET", "/v2/models/mlp/infer", 405),
+        ("GET", "/v2/nowhere", 404),
+        ("GET", "/v2/health/nowhere", 404),
+        ("GET", "/v2/models/cnn", 404),
         ("GET", "/nowhere", 404),
         ("POST", "/nowhere", 404),
     ],
 )
 def test_wrong_paths_and_methods(server: httpx.Client, method: str, path: str, status: int) -> None:
     error = refusal(server.request(method, path), status)
-    assert "/docs.json" in error["message"]
+    assert "/docs.json" in error["message"] or path == "/v2/models/cnn"
 
 
 def test_a_body_sent_in_chunks_is_limited_too(server: httpx.Client) -> None:
