@@ -13,6 +13,7 @@ from calibration import comparison
 from calibration import report as calibration_report
 from calibration import score as scoring
 from calibration.calibrators import calibrate
+from calibration.log_command import log_command
 from calibration.masks import DEFAULT_DESIGN, DESIGNS
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, STRATEGIES, applicable
 from calibration.subnetworks import NoActiveDropoutError, UnsupportedNetworkError
@@ -255,6 +256,9 @@ def score_command(
     click.echo(
         f"Images scored: {scores.images:,}, mean confidence {scores.mean_confidence:.4f}{accuracy}. Wrote {out}."
     )
+
+
+main.add_command(log_command)
 
 
 def _calibrate(

@@ -21,7 +21,7 @@ from models.bundle import Bundle
 from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR
 from training.own_images import OwnImages
 
-__all__ = ["DEFAULT_STRATEGIES", "SUFFIXES", "Scores", "build_strategy", "score"]
+__all__ = ["DEFAULT_STRATEGIES", "SUFFIXES", "Scores", "build_strategy", "new_table", "score"]
 
 SCHEMA = 2
 SUFFIXES = (".parquet", ".csv")
@@ -99,7 +99,7 @@ def score(
     classes, labels = bundle.card.classes, images.labels
     schema = _schema(classes, labelled=labels is not None).with_metadata(metadata)
     confidence, correct = 0.0, 0
-    with _new_table(out, schema) as write:
+    with new_table(out, schema) as write:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             chunk = slice(start, start + IMAGES_AT_ONCE)
             summary = strategy.summarise(bundle.prepare(images.pixels[chunk]), scaling, on_images=on_images)
@@ -138,7 +138,7 @@ def _schema(classes: Sequence[str], *, labelled: bool) -> pa.Schema:
 
 
 @contextmanager
-def _new_table(out: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+def new_table(out: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """Yield what appends rows to the table that becomes ``out`` when the block ends without an exception."""
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{out} should end in {' or '.join(SUFFIXES)}")

@@ -151,7 +151,7 @@ class Door:
         if question is not None:
             line |= {
                 "model": question.predictor.name, "strategy": question.strategy, "images": len(question.pixels),
-                "samples": "auto" if question.adaptive else question.sampling.samples,
+                "samples": question.samples,
             }  # fmt: skip
         sys.stdout.write(to_json(line).decode() + "\n")
         sys.stdout.flush()

@@ -38,6 +38,7 @@ COMPILE_PASSES = 16_384
 MOST_VOTES = 65_536
 """Bound on images times sub-networks of which each is told."""
 MEMBER_DECIMALS = 4
+ONE_PASS = ("weight_scaling", "moment_propagation")
 WITH_MEMBERS = ("mc_dropout", "last_layer")
 """The strategies whose members are sub-networks."""
 
@@ -60,6 +61,13 @@ class Question:
     members: MembersName
     request_id: str
     passes: int
+
+    @property
+    def samples(self) -> int | Literal["auto"]:
+        """Sub-networks asked for, as the answer says it; 1 where none are sampled."""
+        if self.adaptive:
+            return "auto"
+        return 1 if self.strategy in ONE_PASS else self.sampling.samples
 
 
 class Predictor:
