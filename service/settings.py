@@ -20,6 +20,7 @@ __all__ = ["Settings", "SettingsError", "announce", "load", "monitoring"]
 
 PREFIX = "DROPOUT_"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+REQUEST_LOG_FILES = Path(__file__).parent / "request_log.yaml"
 HASHED_KEY = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
@@ -129,7 +130,8 @@ def monitoring(settings: Settings) -> dict[str, Any]:
     """BentoML's configuration of the log of predictions."""
     if settings.request_log is None:
         return {"enabled": False}
-    return {"enabled": True, "type": "default", "options": {"log_path": str(settings.request_log.absolute())}}
+    options = {"log_path": str(settings.request_log.absolute()), "log_config_file": str(REQUEST_LOG_FILES)}
+    return {"enabled": True, "type": "default", "options": options}
 
 
 def _hashed(key: str) -> bytes:
