@@ -23,7 +23,7 @@ class PlainService:
         self.network = self.bundle.network.train()
 
     @bentoml.api
-    def predict(self, instances: np.ndarray[Any, Any]) -> dict[str, Any]:
+    def predict(self, instances: np.ndarray) -> dict[str, Any]:
         """Labels, probabilities and entropies of images ``[N, 784]``."""
         inputs = self.bundle.prepare(torch.from_numpy(instances).reshape(-1, 28, 28))
         with torch.no_grad():

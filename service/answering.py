@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import anyio
-import anyio.to_thread
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -30,7 +30,7 @@ class Answering:
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
         self._noted = Deferred(self._tell)
-        self._turn = anyio.CapacityLimiter(1)
+        self._turn = ThreadPoolExecutor(max_workers=1)
 
     async def content(self, question: Question) -> dict[str, Any]:
         """The answer as :mod:`service.responses` describes it."""
@@ -38,9 +38,8 @@ class Answering:
         if question.passes <= INLINE_PASSES:
             content, started = _timed(question)
         else:
-            content, started = await anyio.to_thread.run_sync(
-                _timed, question, limiter=self._turn, abandon_on_cancel=True
-            )
+            # One that is given up before its turn is dropped; one that has begun is finished before the next begins.
+            content, started = await asyncio.get_running_loop().run_in_executor(self._turn, _timed, question)
         metrics.observe_stage("wait", started - arrived)
         metrics.observe_stage("predict", time.perf_counter() - started)
         self._noted.add((question, content))

@@ -111,7 +111,7 @@ def _v2_paths() -> dict[str, Any]:
     versions = [*names, _parameter("version", "The version that it must have.", {"type": "string"}, where="path")]
     paths: dict[str, Any] = {
         "/v2": _get("v2_server", "Open Inference Protocol: the server", "ServerMetadata"),
-        "/v2/health/live": _text("v2_live", "200 while the process runs"),
+        "/v2/health/live": _text("v2_live", "200 while the process runs", ""),
         "/v2/health/ready": _text("v2_ready", "200 until the worker ends", "", 503),
     }
     for prefix, suffix, parameters in ((V2_MODEL, "", names), (V2_MODEL + "/versions/{version}", "_version", versions)):

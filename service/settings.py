@@ -20,6 +20,8 @@ __all__ = ["Settings", "SettingsError", "announce", "load", "monitoring"]
 
 PREFIX = "DROPOUT_"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
+"""What Kubernetes tells a container of a Service whose name starts as our settings do."""
 REQUEST_LOG_FILES = Path(__file__).parent / "request_log.yaml"
 HASHED_KEY = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
@@ -109,7 +111,11 @@ def load() -> Settings:
     ours, which would be a misspelt one.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not KUBERNETES.search(name)
+    )
     if unknown:
         raise SettingsError(f"{unknown[0]} is none of the service's settings: {', '.join(sorted(known))}")
     try:

@@ -62,7 +62,7 @@ def _drift_monitor(catalogue: Catalogue, settings: Settings) -> DriftMonitor:
         if predictor.bundle.scores is not None
         for strategy, scores in predictor.bundle.scores.strategies.items()
     }
-    workers = int(system_resources()["cpu"]) if settings.workers == "cpu_count" else settings.workers
+    workers = int(system_resources()["cpu"]) or 1 if settings.workers == "cpu_count" else settings.workers
     # A worker that takes the place of another has the next index.
     worker = (max(1, server_context.worker_index or 1) - 1) % workers + 1
     return DriftMonitor(

@@ -73,7 +73,7 @@ def served(
     elsewhere, port = tmp_path_factory.mktemp("elsewhere"), free_port()
     log = elsewhere / "log"
     tag = f"{bento.parent.name}:{bento.name}"
-    command = [BENTOML, "serve", tag, "--port", str(port), "--host", "127.0.0.1"]
+    command: list[str | Path] = [BENTOML, "serve", tag, "--port", str(port), "--host", "127.0.0.1"]
     with (
         log.open("w") as output,
         subprocess.Popen(
@@ -127,9 +127,8 @@ def test_it_serves_by_itself_what_the_repository_serves(
     assert client.get("/readyz").status_code == 200
     uses = [line.split(" uses ") for line in log.splitlines() if " uses " in line]
     own = {str(bento / "src" / floor / "__init__.py") for floor in FLOORS}
-    assert {path for _, path in uses} == own
-    # The supervisor needs no calibration, the worker all.
-    assert {len([path for pid, path in uses if pid == process]) for process, _ in uses} == {2, 3}
+    processes = {process: {path for other, path in uses if other == process} for process, _ in uses}
+    assert list(processes.values()) == [own, own], "the supervisor's and the worker's"
     boot = (ROOT / "docs" / "boot.png").read_bytes()
     answers = [
         each.post("/predict_image", content=boot, headers={"Content-Type": "image/png"}) for each in (client, server)
