@@ -87,7 +87,10 @@ class Door:
             if not isinstance(error, TimeoutError):
                 status = HTTPStatus.INTERNAL_SERVER_ERROR
                 logger.exception("request %s failed", request_id)
-            await ErrorResponse(from_status(status, retry_after=1), request_id)(scope, receive, way_out)
+            fault = from_status(status, retry_after=1)
+            # A body that did not come in time may never do so, and would hold the connection.
+            fault.headers["Connection"] = "close"
+            await ErrorResponse(fault, request_id)(scope, receive, way_out)
         finally:
             self._note(scope, way_out, time.perf_counter() - arrived)
 

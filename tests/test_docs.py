@@ -137,3 +137,47 @@ def test_what_is_said_of_moment_propagation() -> None:
     assert f"but {found['moment_propagation_variance_of_probabilities']:.2f} for probabilities" in text
     assert f"{found['moment_propagation_variance_of_probabilities_ratio']:.1f} times too large" in text
     assert f"64 sampled sub-networks reach {found['mc_dropout_64_variance_of_probabilities']:.2f}" in text
+
+
+def http_row(workers: int, form: str, images: int, clients: int) -> str:
+    """Form, images, clients, workers; requests a second of the service, the bare handler, plain BentoML; ratios; p50
+    and p99 of the service in milliseconds."""
+    rows = {
+        row["server"]: row
+        for row in results("http")["rows"]
+        if (row["workers"], row["form"], row["images"], row["clients"]) == (workers, form, images, clients)
+    }
+    ours, bare, plain = rows["service"], rows["bare"], rows.get("plain")
+    cells = [
+        form, f"{images}", f"{clients}", f"{workers}",
+        *(f"{row['requests_per_second']:.0f}" for row in (ours, bare)),
+        f"{plain['requests_per_second']:.0f}" if plain else "",
+        f"{ours['relative']:.2f}",
+        f"{ours['requests_per_second'] / plain['requests_per_second']:.0f}" if plain else "",
+        f"{ours['p50_milliseconds']:.1f}", f"{ours['p99_milliseconds']:.1f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+HTTP_CASES = [
+    (workers, form, images, clients)
+    for workers in (1, 2)
+    for form in ("json", "raw")
+    for images, clients in ((1, 1), (1, 8), (1, 32), (64, 8))
+]
+
+
+@pytest.mark.parametrize("case", HTTP_CASES)
+def test_http_speed(case: tuple[int, str, int, int]) -> None:
+    assert http_row(*case) in README
+
+
+def test_what_is_said_of_http() -> None:
+    found = results("http")
+    text = " ".join(README.split())
+    lone, memory = found["lone_request_milliseconds"], found["memory"]
+    assert f"took {lone['before']:.2f} ms before a burst of 64 clients and {lone['after']:.2f} ms after it" in text
+    first, *_, last = memory["resident_mebibytes"]
+    assert memory["requests"][-1] >= 100_000
+    assert f"{first:.0f} MiB after the first tenth of {memory['requests'][-1]:,} requests, {last:.0f} MiB after" in text
+    assert not any(row["failures"] for row in found["rows"])
