@@ -37,7 +37,7 @@ except configuration.SettingsError as fault:
     # The door gives up earlier. BentoML keeps every request object until this has passed, so that it should be short.
     traffic={"timeout": settings.timeout_seconds + 5},
     metrics={"enabled": False},
-    # The door writes one line for each request, and BentoML's spans and log would take a third of its time.
+    # The door writes one line for each request; BentoML's log and spans would take much of its time.
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},
     monitoring=configuration.monitoring(settings),
@@ -54,7 +54,10 @@ class DropoutUncertainty:
 
         from service import start
 
-        self._answering = start.prepare(pages.state, settings)
+        try:
+            self._answering = start.prepare(pages.state, settings)
+        except sealed.BundleError as error:  # Its files are as they were written, but no network of this release.
+            run_folder.fail(error)
 
     @bentoml.on_deployment
     def verify() -> None:

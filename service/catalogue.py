@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models import bundle
 from service.errors import RequestError
-from service.predictor import Predictor, Question
+from service.predictor import Predictor
 from service.settings import Settings
-from service.wire import CommonOptions
 
 __all__ = ["Catalogue"]
 
@@ -34,6 +30,18 @@ class Catalogue:
     def names(self) -> list[str]:
         return list(self.predictors)
 
+    def named(self, name: str, version: str = "") -> Predictor:
+        """The one of a ``name`` that stands in a path, and of that ``version`` if it isn't empty.
+
+        Raises :class:`~service.errors.RequestError`, 404, if there is none.
+        """
+        predictor = self.predictor(name, HTTPStatus.NOT_FOUND)
+        if version not in {"", predictor.bundle.version}:
+            raise RequestError(
+                HTTPStatus.NOT_FOUND, f"version: {name} has version {predictor.bundle.version} alone", "version"
+            )
+        return predictor
+
     def predictor(self, name: str = "", status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> Predictor:
         """The one of this name, or the default.
 
@@ -45,7 +53,3 @@ class Catalogue:
             raise RequestError(
                 status, f"model: no bundle {name!r} is loaded; there are {', '.join(self.names)}", "model"
             ) from None
-
-    def question(self, pixels: NDArray[np.float32], options: CommonOptions) -> Question:
-        """What ``options`` ask of ``pixels`` ``[N, 28, 28]``; see :meth:`Predictor.question`."""
-        return self.predictor(options.model).question(pixels, options)

@@ -129,13 +129,8 @@ class Door:
             raise from_validation(error) from error
 
     def _question(self, asked: Asked, request_id: str) -> Question:
-        # A name in the path that leads nowhere is 404, one in the body 400.
-        status = HTTPStatus.BAD_REQUEST if asked.envelope is None else HTTPStatus.NOT_FOUND
-        predictor = self.state.catalogue.predictor(asked.options.model, status)
-        if asked.version not in {"", predictor.bundle.version}:
-            raise RequestError(
-                HTTPStatus.NOT_FOUND, f"version: {predictor.name} has version {predictor.bundle.version} alone"
-            )
+        catalogue, name = self.state.catalogue, asked.options.model
+        predictor = catalogue.predictor(name) if asked.envelope is None else catalogue.named(name, asked.version)
         question: Question = predictor.question(asked.pixels, asked.options, request_id)
         return question
 

@@ -62,7 +62,7 @@ async def _docs(request: Request) -> Response:
 
 
 async def _predict_raw(request: Request) -> Response:
-    # Here, and not with the other predictions: a third of BentoML's time for a request is saved.
+    # Here, and not with the other predictions, as the fastest way in: what BentoML does around a method is left out.
     response: Response = await request.app.state.answering.respond(request.scope[QUESTION])
     return response
 
@@ -83,13 +83,8 @@ async def _v2_health(request: Request) -> Response:
 
 def _named(request: Request) -> Predictor:
     """The predictor that the path names, of the version that it names, if any."""
-    predictor: Predictor = request.app.state.catalogue.predictor(
-        request.path_params["name"], HTTPStatus.NOT_FOUND
-    )  # fmt: skip
-    if request.path_params.get("version", predictor.bundle.version) != predictor.bundle.version:
-        raise RequestError(
-            HTTPStatus.NOT_FOUND, f"version: {predictor.name} has version {predictor.bundle.version} alone", "version"
-        )
+    path = request.path_params
+    predictor: Predictor = request.app.state.catalogue.named(path["name"], path.get("version", ""))
     return predictor
 
 

@@ -51,12 +51,19 @@ def serving(log: Path, bundle: str = "", /, **settings: object) -> Iterator[http
                 wait_until_ready(client, process, log)
                 yield client
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server, if it has not ended. Raises ``TimeoutExpired`` if it had to be killed."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.serving import START_SECONDS, free_port, start, wait_until_ready
+from tests.serving import START_SECONDS, free_port, start, stop, wait_until_ready
 
 HOST = "127.0.0.1"
 GONE = (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError)
@@ -77,13 +75,7 @@ def running(log: Path, **settings: object) -> Iterator[Running]:
                     wait_until(partial(server.reaches, worker), START_SECONDS)
                 yield server
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(timeout=20)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    raise
+            stop(process)
 
 
 def wait_until(true: Callable[[], object], seconds: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from packaging.requirements import Requirement
 
 from models import bundle
 from tests.command_line import ROOT
-from tests.serving import free_port, wait_until_ready
+from tests.serving import free_port, stop, wait_until_ready
 
 BENTOML = Path(sys.executable).with_name("bentoml")
 FLOORS = ("models", "calibration", "service")
@@ -85,12 +84,7 @@ def served(
             wait_until_ready(client, process, log)
             yield client, log.read_text()
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
+            stop(process)
 
 
 def test_it_holds_what_serving_needs_and_nothing_else(bento: Path, shipped: bundle.Bundle) -> None:

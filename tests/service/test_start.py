@@ -11,7 +11,7 @@ import pytest
 
 from models.bundle import PRETRAINED
 from tests.command_line import ROOT
-from tests.serving import free_port, serving, start
+from tests.serving import free_port, serving, start, stop
 
 
 @pytest.fixture
@@ -21,6 +21,16 @@ def corrupt(tmp_path: Path) -> Path:
     with (folder / "weights.safetensors").open("r+b") as weights:
         weights.seek(5000)
         weights.write(b"\x00\x01\x02\x03")
+    return folder
+
+
+@pytest.fixture
+def damaged_report(tmp_path: Path) -> Path:
+    """Weights, card and calibration are sound."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(PRETRAINED / "mlp", folder)
+    (report,) = folder.glob("report-*.html.gz")
+    report.write_bytes(report.read_bytes()[:1000])
     return folder
 
 
@@ -50,6 +60,20 @@ def test_a_corrupt_bundle_is_one_line_and_an_exit_code(tmp_path: Path, corrupt: 
     lines = log.read_text().strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"Error: {corrupt / 'weights.safetensors'} is corrupt")
+
+
+def test_a_bundle_that_only_a_worker_finds_bad_ends_the_server(tmp_path: Path, damaged_report: Path) -> None:
+    """It would fail each time that it is started again."""
+    log = tmp_path / "log"
+    with start(log, free_port(), str(damaged_report), workers=2) as process:
+        try:
+            assert process.wait(timeout=60) == 1
+        finally:
+            stop(process)
+    errors = [line for line in log.read_text().splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert "html.gz can't be read" in errors[0]
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize(
