@@ -1,8 +1,10 @@
-"""Seconds per epoch of 784-120-60-10 with dropout 0.2/0.5/0.5 at batch 64: this project's loop beside the notebook's.
+"""Networks·epochs per second of 784-120-60-10 with dropout 0.2/0.5/0.5 at batch 64: this project beside the notebook.
 
 The notebook's way: a DataLoader that turns each image into a tensor and normalises it, torch's own dropout and Adam.
-Both train on the same 50,000 images. Rounds are interleaved and medians are given. An epoch is the pass over the
-training images alone; ``fit`` is the whole call for one epoch, with the preparation of the inputs and the validation.
+All ways train on the same 50,000 images. Beside one network at a time: as many processes as there are cores, with one
+thread each, which is how a study trains; and several networks as one by ``torch.vmap`` over their stacked weights.
+Rounds are interleaved and medians are given. An epoch is the pass over the training images alone; "whole fit" is the
+whole call for one epoch, with the preparation of the inputs and the validation.
 
     python -m benchmarks.training
 """
@@ -10,15 +12,20 @@ training images alone; ``fit`` is the whole call for one epoch, with the prepara
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
+import psutil
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks import machine
@@ -29,17 +36,18 @@ from training.fit import Recipe, fit
 from training.options import data_option
 from training.torchvision_compat import FashionMNIST, transforms
 
-NETWORK, BATCH_SIZE = "RandomDropoutModel", 64
+NETWORK, BATCH_SIZE, LEARNING_RATE = "RandomDropoutModel", 64, 0.001
+STACKED = 8
 RESULTS = Path(__file__).parent / "results" / "training.json"
 
+_splits: data.FashionMNISTSplits
+"""A worker's own."""
 
-def notebook_epoch(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> float:
+
+def notebook_epoch(loader: DataLoader[tuple[Tensor, Tensor]]) -> float:
     """Seconds of one epoch as the notebook trains it."""
-    network = networks.build(NETWORK, seed=0)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Dropout):
-            network.set_submodule(name, nn.Dropout(module.p))
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
+    network = _with_torchs_dropout(seed=0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     criterion = nn.CrossEntropyLoss()
     network.train()
     running_loss = 0.0
@@ -56,34 +64,94 @@ def notebook_epoch(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> flo
 def project_epoch(splits: data.FashionMNISTSplits) -> tuple[float, float]:
     """Seconds of one epoch, and of the whole call for it."""
     network = networks.build(NETWORK, seed=0)
-    record = records.InputRecord()
     started = time.perf_counter()
     fitted = fit(
-        network,
-        splits.train,
-        splits.validation,
-        Recipe(epochs=1, batch_size=BATCH_SIZE),
-        prepare=lambda pixels: bundle.normalise(pixels, record),
-    )
+        network, splits.train, splits.validation,
+        Recipe(epochs=1, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE), prepare=_prepare,
+    )  # fmt: skip
     return fitted.history[0].seconds, time.perf_counter() - started
+
+
+def stacked_epoch(splits: data.FashionMNISTSplits) -> float:
+    """Seconds of one epoch of several networks, each with its own order of examples and masks, as one by vmap."""
+    stack = [_with_torchs_dropout(seed).train() for seed in range(STACKED)]
+    weights, buffers = stack_module_state(stack)
+    structure = stack[0].to("meta")
+    optimizer = torch.optim.Adam(weights.values(), lr=LEARNING_RATE, fused=True)
+    inputs, labels = _prepare(splits.train.pixels), splits.train.labels
+
+    def logits(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        return functional_call(structure, (weights, buffers), (images,))  # type: ignore[no-any-return]
+
+    every = torch.vmap(logits, randomness="different")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        orders = torch.stack([torch.randperm(len(labels)) for _ in stack])
+        started = time.perf_counter()
+        for batch in orders.split(BATCH_SIZE, dim=1):
+            found = every(weights, buffers, inputs[batch])
+            loss = F.cross_entropy(found.flatten(0, 1), labels[batch].flatten(), reduction="sum") / batch.shape[1]
+            loss.item()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return time.perf_counter() - started
+
+
+def _with_torchs_dropout(seed: int) -> nn.Module:
+    network = networks.build(NETWORK, seed=seed)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Dropout):
+            network.set_submodule(name, nn.Dropout(module.p))
+    return network
+
+
+def _prepare(pixels: Tensor) -> Tensor:
+    return bundle.normalise(pixels, records.InputRecord())
+
+
+def _begin(data_folder: Path | None) -> None:
+    global _splits  # noqa: PLW0603  (one process, one data set)
+    torch.set_num_threads(1)
+    _splits = data.load(data_folder)
+
+
+def _one_epoch(_: int) -> float:
+    return project_epoch(_splits)[0]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @data_option
 def main(*, rounds: int, data_folder: Path | None) -> None:
-    """Time an epoch of this project's training loop beside the notebook's."""
+    """Time epochs of this project's training loop beside the notebook's."""
     splits = data.load(data_folder)
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     images = FashionMNIST(data.fetch(data_folder), train=True, transform=to_tensor)
     loader = DataLoader(Subset(images, range(len(splits.train))), batch_size=BATCH_SIZE, shuffle=True)
-    times: dict[str, list[float]] = {"notebook": [], "project": [], "project, whole fit": []}
-    with progress_bar("rounds") as progress:
+    cores = psutil.cpu_count(logical=False) or 1
+    together = 4 * cores
+    beside, stacked = f"{cores} side by side, whole fits", f"{STACKED} stacked by vmap"
+    times: dict[str, list[float]] = {}
+    """Seconds of an epoch of one network."""
+
+    def record(way: str, seconds: float) -> None:
+        times.setdefault(way, []).append(seconds)
+
+    with (
+        ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), _begin, (data_folder,)) as pool,
+        progress_bar("rounds") as progress,
+    ):
+        list(pool.map(_one_epoch, range(together)))
         for _ in progress.track(range(rounds), description="Measuring"):
-            times["notebook"].append(notebook_epoch(loader))
+            record("notebook", notebook_epoch(loader))
             epoch, whole = project_epoch(splits)
-            times["project"].append(epoch)
-            times["project, whole fit"].append(whole)
+            record("project", epoch)
+            record("project, whole fit", whole)
+            started = time.perf_counter()
+            list(pool.map(_one_epoch, range(together)))
+            record(beside, (time.perf_counter() - started) / together)
+            record(stacked, stacked_epoch(splits) / STACKED)
 
     medians = {way: statistics.median(values) for way, values in times.items()}
     rows = [
@@ -94,18 +162,20 @@ def main(*, rounds: int, data_folder: Path | None) -> None:
             "images": len(splits.train),
             "epoch_seconds": seconds,
             "all_seconds": times[way],
+            "networks_epochs_per_second": 1 / seconds,
             "speedup": medians["notebook"] / seconds,
         }
         for way, seconds in medians.items()
     ]
     storage.write_text(RESULTS, json.dumps({"machine": machine.describe(), "rows": rows}, indent=1) + "\n")
     table = Table(title=f"{NETWORK}, batch {BATCH_SIZE}, {len(splits.train):,} images, median of {rounds}")
-    for column in ("way", "seconds an epoch", "images/s", "speed-up"):
+    for column in ("way", "seconds an epoch", "networks·epochs/s", "images/s", "speed-up"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for way, seconds in medians.items():
         table.add_row(
-            way, f"{seconds:.2f}", f"{len(splits.train) / seconds:,.0f}", f"{medians['notebook'] / seconds:.1f}x"
-        )
+            way, f"{seconds:.2f}", f"{1 / seconds:.2f}", f"{len(splits.train) / seconds:,.0f}",
+            f"{medians['notebook'] / seconds:.1f}x",
+        )  # fmt: skip
     Console().print(table)
 
 

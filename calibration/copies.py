@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from calibration.sites import (
     structural_copy,
 )
 from calibration.tracing import Cut
+from models.noise import DropConnectLinear
 
 __all__ = ["MaskedCopies"]
 
@@ -61,10 +63,11 @@ class MaskedCopies:
             if all(_all_batched(trunk(probe), len(probe)) for probe in probes):
                 self._trunk, replica = trunk, structural_copy(cut.rest())
         sampled, known = ({layer_of(site) for site in sites} for sites in (bank.layers, found.layers))
-        masked: dict[str, nn.Module] = {}
+        masked: dict[str, _MaskedLayer] = {}
         for name, layer, alias in list(dropout_modules(replica)):
             if name in sampled:
-                stand_in = masked.setdefault(name, _Masked(name, bank, like, in_place=layer.inplace))
+                kind = _MaskedWeights if isinstance(layer, DropConnectLinear) else _Masked
+                stand_in = masked.setdefault(name, kind(name, layer, bank, like))
                 replica.set_submodule(alias, stand_in)
             elif name not in known and layer.p > 0:
                 replica.set_submodule(alias, _Unexpected(name))
@@ -94,34 +97,64 @@ class MaskedCopies:
         return torch.cat(outputs)
 
 
-class _Masked(nn.Module):
-    """Takes ``[rows * B, ...]``, ordered by row, and applies the current rows of the masks for its current call."""
+class _MaskedLayer(nn.Module):
+    """Takes ``[rows * B, ...]``, ordered by row, to be masked by the current rows of the masks for its current call."""
 
-    def __init__(self, name: str, bank: MaskBank, like: Tensor, *, in_place: bool) -> None:
+    def __init__(self, name: str, bank: MaskBank) -> None:
         super().__init__()
-        self._name, self._in_place = name, in_place
+        self._name = name
+        self._masks = {site: mask for site, mask in bank.layers.items() if layer_of(site) == name}
         # Torch's fused transformer layers pass over the modules inside them, unless one of those has a hook.
         self.register_forward_pre_hook(_nothing)
-        self._calls = {
-            site: layer.affine(bank.rows[site], like) for site, layer in bank.layers.items() if layer_of(site) == name
-        }
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
+    def _call(self, input: Tensor) -> tuple[str, slice, Tensor]:  # noqa: A002
+        """The site that this call is, the current rows, and ``input`` as ``[rows, B, ...]``."""
         current = _current.get()
         call = current.calls.get(self, 0)
         current.calls[self] = call + 1
         site = site_name(self._name, call)
-        if site not in self._calls:
+        if site not in self._masks:
             raise _unexpected(self._name)
-        scale, shift = self._calls[site]
-        scale = scale[current.rows].unsqueeze(1)
-        if len(input) != len(scale) * current.images:
+        count = current.rows.stop - current.rows.start
+        if len(input) != count * current.images:
             raise UnsupportedNetworkError(
                 f"dropout layer {self._name!r} gets {len(input)} examples where {current.images} images for each of "
-                f"{len(scale)} sub-networks were expected: which belongs to which can't be told"
+                f"{count} sub-networks were expected: which belongs to which can't be told"
             )
-        copies: Tensor = input.unflatten(0, (len(scale), -1))
-        masked = copies * scale if shift is None else torch.addcmul(shift[current.rows].unsqueeze(1), copies, scale)
+        return site, current.rows, input.unflatten(0, (count, -1))
+
+
+class _MaskedWeights(_MaskedLayer):
+    """In the place of a DropConnect layer."""
+
+    def __init__(self, name: str, layer: DropConnectLinear, bank: MaskBank, like: Tensor) -> None:
+        super().__init__(name, bank)
+        self._linear, self._like = layer.linear, like
+        # Scaled when they are needed: as many as there are weights, for each sub-network, they are large.
+        self._rows = {site: bank.rows[site] for site in self._masks}
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
+        site, rows, copies = self._call(input)
+        scale, _ = self._masks[site].affine(self._rows[site][rows], self._like)
+        weights = scale.mul_(self._linear.weight)
+        products = copies.flatten(1, -2) @ weights.transpose(1, 2)
+        result = products.view(*copies.shape[:-1], -1).flatten(0, 1)
+        return result if self._linear.bias is None else result.add_(self._linear.bias)
+
+
+class _Masked(_MaskedLayer):
+    """In the place of a layer that drops values."""
+
+    def __init__(self, name: str, layer: Any, bank: MaskBank, like: Tensor) -> None:
+        super().__init__(name, bank)
+        self._affine = {site: mask.affine(bank.rows[site], like) for site, mask in self._masks.items()}
+        self._in_place = bool(layer.inplace)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
+        site, rows, copies = self._call(input)
+        scale, shift = self._affine[site]
+        scale = scale[rows].unsqueeze(1)
+        masked = copies * scale if shift is None else torch.addcmul(shift[rows].unsqueeze(1), copies, scale)
         result = masked.flatten(0, 1)
         # What comes after a layer that works in place may look at its input rather than at its result.
         return input.copy_(result) if self._in_place else result

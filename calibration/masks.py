@@ -53,12 +53,13 @@ class LayerMask:
     ``rate`` is the probability of dropping. ``shape`` is that of one example's mask, which broadcasts against the
     layer's input: ``(C, 1, 1)`` where whole channels are dropped. ``kind``: ``bernoulli`` multiplies by 0 or
     1 / (1 - rate) (Srivastava et al. 2014); ``alpha`` sets what is dropped to SELU's floor, and then mends mean and
-    variance (Klambauer et al. 2017); ``gaussian`` multiplies by normal noise of mean 1 and variance rate / (1 - rate).
+    variance (Klambauer et al. 2017); ``gaussian`` multiplies by normal noise of mean 1 and variance rate / (1 - rate);
+    ``weights`` does to a layer's weights ``(out, in)`` what ``bernoulli`` does to its input (DropConnect).
     """
 
     rate: float
     shape: tuple[int, ...]
-    kind: Literal["bernoulli", "alpha", "gaussian"] = "bernoulli"
+    kind: Literal["bernoulli", "alpha", "gaussian", "weights"] = "bernoulli"
 
     @property
     def units(self) -> int:

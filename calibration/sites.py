@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calibration.masks import LayerMask
-from models.noise import GaussianDropout
+from models.noise import DropConnectLinear, GaussianDropout
 
 __all__ = [
     "DROPOUT",
@@ -25,6 +25,7 @@ __all__ = [
     "active_layers",
     "dropout_modules",
     "has_known_forward",
+    "is_dropout",
     "layer_of",
     "parameter_like",
     "probe_images",
@@ -36,6 +37,7 @@ __all__ = [
 PROBE_IMAGES = (3, 5)
 """Two batches, so that an axis that is as long as one of them by chance isn't taken for the batch."""
 DROPOUT = (_DropoutNd, GaussianDropout)
+"""Layers that drop values; those that drop weights are dropout layers too."""
 CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
 ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -51,7 +53,7 @@ class UnsupportedNetworkError(ValueError):
 @dataclass(frozen=True)
 class Survey:
     """The active dropout ``layers`` of a network, one entry a call by :func:`site_name`, in the order of a forward
-    pass; and the size of the ``widest`` value that any module takes for one example."""
+    pass; and the size of the ``widest`` value that any module takes for one example, or of the largest mask."""
 
     layers: dict[str, LayerMask]
     widest: int
@@ -133,7 +135,7 @@ def _record(network: nn.Module, images: Tensor, *, training: bool = False) -> Su
         raise UnsupportedNetworkError(
             f"{type(network).__name__} must return logits [B, C]; for a batch of {len(images)} it gave {found}"
         )
-    return Survey(layers, max(sizes))
+    return Survey(layers, max(*sizes, *(mask.units for mask in layers.values())))
 
 
 def active_layers(network: nn.Module, input_shape: Sequence[int]) -> Survey:
@@ -152,8 +154,13 @@ def dropout_modules(network: nn.Module) -> Iterator[tuple[str, Any, str]]:
     with the first as its name. A subclass that does something else is none."""
     names: dict[int, str] = {}
     for alias, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, DROPOUT) and has_known_forward(module):
+        if is_dropout(module) and has_known_forward(module):
             yield names.setdefault(id(module), alias), module, alias
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether ``module`` drops values or weights."""
+    return isinstance(module, (*DROPOUT, DropConnectLinear))
 
 
 def has_known_forward(module: nn.Module) -> bool:
@@ -193,13 +200,18 @@ class _Recorder(nn.Module):
     def __init__(self, name: str, layer: Any, layers: dict[str, LayerMask], images: int) -> None:
         super().__init__()
         self._name, self._layer, self._layers, self._images = name, layer, layers, images
-        self._calls = 0
+        self._calls, self._rest = 0, _without_dropping(layer)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
         mask = _mask_of(self._name, self._layer, tuple(input.shape), self._images)
         self._layers[site_name(self._name, self._calls)] = mask
         self._calls += 1
-        return input
+        output: Tensor = self._rest(input)
+        return output
+
+
+def _without_dropping(layer: nn.Module) -> nn.Module:
+    return layer.linear if isinstance(layer, DropConnectLinear) else nn.Identity()
 
 
 def _mask_of(name: str, layer: Any, shape: tuple[int, ...], images: int) -> LayerMask:
@@ -216,6 +228,8 @@ def _mask_of(name: str, layer: Any, shape: tuple[int, ...], images: int) -> Laye
             f"dropout layer {name!r} ({kind}) gets {len(shape)} axes, which it takes for one example; it needs "
             f"{len(shape) + 1}"
         )
+    if isinstance(layer, DropConnectLinear):
+        return LayerMask(layer.p, tuple(layer.linear.weight.shape), "weights")
     mask = shape[1:]
     if isinstance(layer, CHANNELWISE):
         mask = (*mask[:1], *(1 for _ in mask[1:]))
@@ -227,8 +241,8 @@ def _mask_of(name: str, layer: Any, shape: tuple[int, ...], images: int) -> Laye
 def _refuse_other_randomness(network: nn.Module, images: Tensor) -> None:
     """Run a copy in train mode, without its dropout layers, and see whether anything draws random numbers."""
     probe = _training_copy(network)
-    for _, _, alias in list(dropout_modules(probe)):
-        probe.set_submodule(alias, nn.Identity())
+    for _, layer, alias in list(dropout_modules(probe)):
+        probe.set_submodule(alias, _without_dropping(layer))
     names = {module: name for name, module in probe.named_modules()}
     inside: list[nn.Module] = []
     for module in names:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from calibration.sites import DROPOUT, has_known_forward, layer_of
+from calibration.sites import has_known_forward, is_dropout, layer_of
 
 __all__ = ["Cut", "cut", "is_path"]
 
@@ -119,7 +119,7 @@ def _is_safe(node: fx.Node, network: nn.Module) -> bool:
     module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
     flags = node.kwargs.get("inplace", False) is not False or getattr(module, "inplace", False)
     by_name = node.op != "call_module" and ((name.endswith("_") and not name.endswith("__")) or name in IN_PLACE)
-    if not (flags or by_name) or isinstance(module, DROPOUT):
+    if not (flags or by_name) or (module is not None and is_dropout(module)):
         return True
     changed = node.args[0] if node.args and node.users else None
     return isinstance(changed, fx.Node) and len(changed.users) == 1 and changed.op not in ("placeholder", "get_attr")
@@ -148,7 +148,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache) if ours else attr_val
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, DROPOUT) or bool(super().is_leaf_module(m, module_qualified_name))
+        return is_dropout(m) or bool(super().is_leaf_module(m, module_qualified_name))
 
 
 def _holds(node: fx.Node, layers: Collection[str]) -> bool:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Dropout", "GaussianDropout"]
+__all__ = ["DropConnectLinear", "Dropout", "GaussianDropout"]
 
 LEVELS = 1 << 16
+
+
+def dropped(values: Tensor, p: float) -> Tensor:
+    """``values`` of any shape, each set to 0 with probability ``p``, else divided by 1 - p; see :class:`Dropout`."""
+    dropped_levels = min(round(p * LEVELS), LEVELS - 1)
+    if dropped_levels == 0 or values.device.type != "cpu":
+        return F.dropout(values, p)
+    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    levels = words.view(torch.int16)[: values.numel()].view(values.shape)
+    kept = levels >= dropped_levels - LEVELS // 2
+    return values * kept.to(values.dtype).mul_(LEVELS / (LEVELS - dropped_levels))
 
 
 class Dropout(nn.Dropout):
@@ -23,13 +35,30 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the base class's name for it)
-        dropped_levels = min(round(self.p * LEVELS), LEVELS - 1)
-        if not self.training or dropped_levels == 0 or input.device.type != "cpu":
-            return super().forward(input)
-        words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        levels = words.view(torch.int16)[: input.numel()].view(input.shape)
-        kept = levels >= dropped_levels - LEVELS // 2
-        return input * kept.to(input.dtype).mul_(LEVELS / (LEVELS - dropped_levels))
+        return dropped(input, self.p) if self.training else input
+
+
+class DropConnectLinear(nn.Module):
+    """A linear layer that drops weights rather than units, at rate ``p`` (Wan et al. 2013); never its bias.
+
+    In train mode each batch ``[B, ..., in]`` has one mask of the weights, ``[out, in]``, and what is kept is divided by
+    1 - p, so that the expectation is the plain linear layer, which it is in eval mode. Masks are drawn as
+    :class:`Dropout` draws them. Raises ``ValueError`` unless 0 <= p < 1.
+    """
+
+    def __init__(self, in_features: int, out_features: int, p: float = 0.5, *, bias: bool = True) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout rate must lie in [0, 1), got {p}")
+        self.p, self.inplace = p, False
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
+        weight = self.linear.weight
+        return F.linear(input, dropped(weight, self.p) if self.training else weight, self.linear.bias)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
 
 
 class GaussianDropout(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 __all__ = [
     "CONFORMAL_METHODS",
@@ -15,13 +15,18 @@ __all__ = [
     "Card",
     "ConformalMethod",
     "DataRecord",
+    "DeltaRule",
     "InputRecord",
     "MaskDesign",
     "NetworkRecord",
     "PoolingOrder",
+    "Recipe",
+    "Record",
+    "Regularisation",
     "Scaling",
     "StrategyCalibration",
     "TrainingRecord",
+    "first_fault",
 ]
 
 CARD_FORMAT = 1
@@ -42,6 +47,12 @@ DEFAULT_TARGET_ERROR = 0.05
 
 class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with what a record was made from, in one line."""
+    fault = error.errors()[0]
+    return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}, got {fault['input']!r}"
 
 
 class NetworkRecord(Record):
@@ -65,19 +76,65 @@ class InputRecord(Record):
         return tuple(shape) if isinstance(shape, list) else shape
 
 
-class TrainingRecord(Record):
-    """The recipe, and how the run ended. ``seed`` draws initial weights, the order of examples and dropout."""
+class DeltaRule(Record):
+    """The stochastic delta rule (Hanson 1990): each weight is drawn anew for every batch, from a normal distribution
+    whose standard deviation starts as ``initial`` and becomes ``decay * (deviation + rate * |gradient|)`` after it.
+    """
+
+    initial: float = Field(default=0.02, ge=0)
+    rate: float = Field(default=0.1, ge=0)
+    decay: float = Field(default=0.99, ge=0, le=1)
+
+
+class Regularisation(Record):
+    """What is added to plain training; see :mod:`training.regularisers`. Dropout and batch normalisation are parts of
+    the network instead.
+
+    ``weight_decay`` is L2 in the gradient (coupled), or ``decoupled`` from it (Loshchilov & Hutter 2019).
+    ``max_norm`` bounds each unit's incoming weights. The noises are standard deviations: of what is added to the
+    normalised input, to what activation functions give, and to the weights.
+    """
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    decoupled: bool = False
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    max_norm: float | None = Field(default=None, gt=0)
+    input_noise: float = Field(default=0.0, ge=0)
+    activation_noise: float = Field(default=0.0, ge=0)
+    weight_noise: float = Field(default=0.0, ge=0)
+    delta_rule: DeltaRule | None = None
+
+
+NO_REGULARISATION = Regularisation()
+
+
+class Recipe(Record):
+    """How to train, by Adam. ``seed`` draws initial weights, the order of examples, dropout and noise. ``patience``:
+    epochs without a better validation loss before early stopping ends the run."""
+
+    epochs: int = Field(default=5, ge=1)
+    learning_rate: float = Field(default=0.001, gt=0)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = 0
+    early_stopping: bool = False
+    patience: int = Field(default=3, ge=1)
+    # Left out where there is none, so that cards from before it was recorded keep their checksums.
+    regularisation: Regularisation = Field(
+        default=NO_REGULARISATION, exclude_if=lambda value: value == NO_REGULARISATION
+    )
+
+
+class TrainingRecord(Recipe):
+    """The recipe, and how the run ended."""
 
     optimizer: Literal["adam"]
-    learning_rate: float
-    batch_size: int
-    epochs: int = Field(description="epochs asked for")
-    seed: int
-    early_stopping: bool
-    patience: int
     epochs_run: int
     best_epoch: int = Field(description="the epoch whose weights these are, from 1")
     stopped: Literal["completed", "early", "diverged"]
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(**{name: getattr(self, name) for name in Recipe.model_fields})
 
 
 class DataRecord(Record):

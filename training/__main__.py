@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from models import bundle, networks, storage
 from models.command_line import NumberList, error_console, progress_bar, run
-from training import bundling, data, outliers
+from models.records import first_fault
+from training import bundling, data, outliers, regularisers
 from training.fit import DivergedError, EpochRecord, Recipe
-from training.options import MAX_SEED, data_option
+from training.options import MAX_SEED, Argument, data_option, regularisation_from, regularisation_options
+from training.study.command import study_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -57,9 +60,18 @@ def data_command(data_folder: Path | None) -> None:
 @click.option(
     "--dropout",
     type=NumberList(float),
-    help="Rates for the input and each hidden layer, for YourDropoutModel.",
+    help="Rates for the input and each hidden layer, for YourDropoutModel and WideMLP.",
 )
-@click.option("--hidden-widths", type=NumberList(int), help="Sizes of the hidden layers, for YourDropoutModel.")
+@click.option("--hidden-widths", type=NumberList(int), help="Sizes of the hidden layers, for the same.")
+@click.option(
+    "--argument",
+    "-a",
+    "others",
+    type=Argument(),
+    multiple=True,
+    help="Any argument of the network; the value is JSON, or a word: batch_norm=before_dropout, channels=[16,32].",
+)
+@regularisation_options
 @click.option(
     "--early-stopping/--no-early-stopping",
     default=False,
@@ -89,19 +101,26 @@ def data_command(data_folder: Path | None) -> None:
 def fit_command(
     *,
     network_name: str, epochs: int, lr: float, batch_size: int, seed: int, dropout: tuple[float, ...] | None,
-    hidden_widths: tuple[int, ...] | None, early_stopping: bool, patience: int, split_seed: int, name: str | None,
-    out: Path, overwrite: bool, data_folder: Path | None,
+    hidden_widths: tuple[int, ...] | None, others: tuple[tuple[str, Any], ...], early_stopping: bool, patience: int,
+    split_seed: int, name: str | None, out: Path, overwrite: bool, data_folder: Path | None, **regularisation: Any,
 ) -> None:  # fmt: skip
     """Train NETWORK and write a bundle: weights, card, history and curves.
 
     The test images are looked at once, at the end, for the card.
     """
     chosen = {"dropout": dropout, "hidden_widths": hidden_widths}
-    arguments = {key: list(value) for key, value in chosen.items() if value is not None}
+    arguments = {key: list(value) for key, value in chosen.items() if value is not None} | dict(others)
     try:
-        networks.build(network_name, arguments)
-        recipe = Recipe(epochs, lr, batch_size, seed, early_stopping, patience)
-    except ValueError as error:
+        network = networks.build(network_name, arguments)
+        recipe = Recipe(
+            epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed, early_stopping=early_stopping,
+            patience=patience, regularisation=regularisation_from(regularisation),
+        )  # fmt: skip
+        if recipe.regularisation.activation_noise:
+            regularisers.activations_of(network)
+    except ValidationError as error:
+        raise click.UsageError(first_fault(error), click.get_current_context()) from error
+    except (ValueError, TypeError) as error:
         raise click.UsageError(str(error), click.get_current_context()) from error
     try:
         with storage.new_folder(out, replaceable=bundling.BUNDLE_FILES if overwrite else ()) as folder:
@@ -155,6 +174,9 @@ def ensemble_command(*, bundle_name: str, members: int, out: Path | None, data_f
                 arguments=card.network.arguments, recipe=bundling.recipe_of(card, seed), splits=splits,
             )  # fmt: skip
         click.echo(f"Test accuracy {trained.card.metrics['test_accuracy']:.4f}. Wrote {folder}.")
+
+
+main.add_command(study_command)
 
 
 def _train(

@@ -44,10 +44,7 @@ class Trained:
 
 def recipe_of(card: records.Card, seed: int) -> Recipe:
     """The recipe of a bundle, with another seed."""
-    training = card.training
-    return Recipe(
-        training.epochs, training.learning_rate, training.batch_size, seed, training.early_stopping, training.patience
-    )
+    return card.training.recipe.model_copy(update={"seed": seed})
 
 
 def load_member(folder: Path, card: records.Card) -> bundle.Bundle:
@@ -115,7 +112,7 @@ def train(
         folder, network,
         _card(name, network_record, network, splits=splits, recipe=recipe, fitted=fitted, inputs=inputs),
     )  # fmt: skip
-    history = {"recipe": asdict(recipe), **asdict(fitted)}
+    history = {"recipe": recipe.model_dump(mode="json"), **asdict(fitted)}
     storage.write_text(folder / HISTORY, json.dumps(history, indent=2) + "\n")
     save_curves(fitted.history, fitted.best_epoch, network_name, folder / CURVES)
     return Trained(card, fitted, diverged)
@@ -133,7 +130,7 @@ def _card(
         "classes": data.CLASSES,
         "input": inputs,
         "training": records.TrainingRecord(
-            optimizer="adam", **asdict(recipe), epochs_run=len(fitted.history), best_epoch=fitted.best_epoch,
+            optimizer="adam", **dict(recipe), epochs_run=len(fitted.history), best_epoch=fitted.best_epoch,
             stopped=fitted.stopped,
         ),
         "data": records.DataRecord(

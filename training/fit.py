@@ -1,10 +1,12 @@
-"""The training loop: Adam on cross-entropy, with early stopping that restores the best weights."""
+"""The training loop: Adam on cross-entropy, regularised as the recipe says, with early stopping that restores the best
+weights."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.records import Recipe
+from training import regularisers
 from training.data import LabelledImages
 
 __all__ = ["DivergedError", "EpochRecord", "Fitted", "Recipe", "evaluate", "fit"]
@@ -20,31 +24,10 @@ Stopped = Literal["completed", "early", "diverged"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train. ``patience``: epochs without a better validation loss before early stopping ends the run.
-
-    Raises ``ValueError`` for a value out of range.
-    """
-
-    epochs: int = 5
-    learning_rate: float = 0.001
-    batch_size: int = 64
-    seed: int = 0
-    early_stopping: bool = False
-    patience: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-
-
-@dataclass(frozen=True)
 class EpochRecord:
-    """One epoch. Train figures are running means over its batches with dropout on, validation figures are of the
-    weights at its end with dropout off; losses in nats, ``seconds`` for training alone."""
+    """One epoch. Train figures are running means over its batches with dropout and noise on, without penalties and
+    label smoothing; validation figures are of the weights at its end with dropout off; losses in nats, ``seconds`` for
+    training alone."""
 
     epoch: int
     train_loss: float
@@ -88,14 +71,17 @@ def fit(
 
     ``prepare`` turns uint8 pixels ``[N, 28, 28]`` into the network's input; it is applied once, to all images.
     ``on_batch`` is told the number of images of each batch done, ``on_epoch`` each epoch's figures. All randomness
-    (order of examples, dropout) comes from ``recipe.seed``; torch's global generator is left as it was.
+    (order of examples, dropout, noise) comes from ``recipe.seed``; torch's global generator is left as it was.
 
     With early stopping the best epoch is the one with the least validation loss, otherwise the last.
     Raises :class:`DivergedError` when the loss is no longer finite.
     """
     inputs, labels = prepare(train.pixels), train.labels
     validation_inputs = prepare(validation.pixels)
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True)
+    wanted = recipe.regularisation
+    optimizer = regularisers.optimizer_for(network, recipe)
+    weights = regularisers.weights_of(network)
+    stochastic = regularisers.stochastic_weights(network, wanted)
     history: list[EpochRecord] = []
     best_epoch, best_loss = 0, math.inf
     best_state = _copy_of_state(network)
@@ -106,21 +92,31 @@ def fit(
         network.eval()
         return DivergedError(message, Fitted(tuple(history), best_epoch, "diverged"))
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), regularisers.activation_noise(network, wanted.activation_noise):
         torch.manual_seed(recipe.seed)
         for epoch in range(1, recipe.epochs + 1):
             started = time.perf_counter()
             network.train()
             loss_sum, correct = 0.0, 0
             for number, batch in enumerate(torch.randperm(len(labels)).split(recipe.batch_size), start=1):
-                logits = network(inputs[batch])
-                loss = F.cross_entropy(logits, labels[batch])
+                with ExitStack() as drawn:
+                    for each in stochastic:
+                        drawn.enter_context(each.drawn())
+                    logits = network(regularisers.noisy(inputs[batch], wanted.input_noise))
+                    loss = F.cross_entropy(logits, labels[batch])
+                    trained_on = (
+                        F.cross_entropy(logits, labels[batch], label_smoothing=wanted.label_smoothing)
+                        if wanted.label_smoothing
+                        else loss
+                    )
+                    optimizer.zero_grad()
+                    trained_on.backward()
                 value = loss.item()
                 if not math.isfinite(value):
                     raise diverged(f"the training loss became {value} in epoch {epoch}, batch {number}")
-                optimizer.zero_grad()
-                loss.backward()
                 optimizer.step()
+                if wanted.max_norm is not None:
+                    regularisers.bound_norms(weights, wanted.max_norm)
                 loss_sum += value * len(batch)
                 correct += int((logits.argmax(1) == labels[batch]).sum())
                 on_batch(len(batch))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["MAX_SEED", "data_option"]
+from models.records import DeltaRule, Regularisation
+
+__all__ = ["MAX_SEED", "Argument", "data_option", "regularisation_from", "regularisation_options"]
 
 MAX_SEED = 2**63 - 1
 """What torch's generators take."""
@@ -25,3 +29,63 @@ def data_option(function: Decorated) -> Decorated:
         help="Folder with the Fashion-MNIST files. Default: $FASHION_MNIST_DIR, the project's data folder, Debian's "
         "package, or a download.",
     )(function)
+
+
+class Argument(click.ParamType[tuple[str, Any]]):
+    """``NAME=VALUE``, the value as JSON; what isn't JSON is a string."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, content = str(value).partition("=")
+        if not (name and equals):
+            self.fail(f"{value!r} is not of the form name=value", param, ctx)
+        try:
+            return name, json.loads(content)
+        except json.JSONDecodeError:
+            return name, content
+
+
+def regularisation_options(function: Decorated) -> Decorated:
+    """The options that :func:`regularisation_from` takes."""
+    deviation = partial(click.option, type=click.FloatRange(min=0), default=0.0, show_default=True)
+    options = [
+        deviation("--weight-decay", help="L2 penalty on weights, not on biases."),
+        click.option(
+            "--decoupled/--coupled",
+            default=False,
+            show_default=True,
+            help="Take weight decay from the weights themselves, as AdamW does, or through Adam's gradient.",
+        ),
+        click.option(
+            "--label-smoothing",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+            show_default=True,
+            help="Share of each label that is spread over all classes.",
+        ),
+        click.option(
+            "--max-norm",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Bound on the norm of each unit's incoming weights.  [default: none]",
+        ),
+        deviation("--input-noise", help="Standard deviation of normal noise on normalised inputs."),
+        deviation("--activation-noise", help="The same on what activation functions give."),
+        deviation("--weight-noise", help="The same on weights, drawn for each batch."),
+        click.option(
+            "--delta-rule/--no-delta-rule",
+            default=False,
+            show_default=True,
+            help="Noise on each weight that follows its gradient: the stochastic delta rule.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def regularisation_from(options: Mapping[str, Any]) -> Regularisation:
+    """What the :func:`regularisation_options` say."""
+    return Regularisation(**{**options, "delta_rule": DeltaRule() if options["delta_rule"] else None})

@@ -9,28 +9,46 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.networks.cnn import CNN
 from models.networks.mlp import (
     MLP,
     ModelWithSingleDropout,
     RandomDropoutModel,
     ReLUNet,
+    WideMLP,
     YourDropoutModel,
 )
+from models.networks.recurrent import RowRecurrent
+from models.networks.transformer import VisionTransformer
 
 __all__ = [
+    "CNN",
     "MLP",
     "NETWORKS",
     "ModelWithSingleDropout",
     "RandomDropoutModel",
     "ReLUNet",
+    "RowRecurrent",
+    "VisionTransformer",
+    "WideMLP",
     "YourDropoutModel",
     "accepted_arguments",
     "build",
 ]
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
-    network.__name__: network for network in (ReLUNet, ModelWithSingleDropout, RandomDropoutModel, YourDropoutModel)
-}
+    network.__name__: network
+    for network in (
+        ReLUNet,
+        ModelWithSingleDropout,
+        RandomDropoutModel,
+        YourDropoutModel,
+        WideMLP,
+        CNN,
+        RowRecurrent,
+        VisionTransformer,
+    )
+}  # fmt: skip
 
 
 def accepted_arguments(name: str) -> frozenset[str]:

@@ -58,7 +58,11 @@ def test_rates_and_widths_of_the_users_choice() -> None:
     [
         ("Perceptron", {}, "unknown network 'Perceptron'; known are ReLUNet, "),
         ("ReLUNet", {"dropout": [0.1]}, "ReLUNet takes no arguments, not dropout"),
-        ("YourDropoutModel", {"depth": 3}, "takes dropout, hidden_widths, not depth"),
+        (
+            "YourDropoutModel",
+            {"depth": 3},
+            "takes activation, batch_norm, dropout, dropout_kind, hidden_widths, not depth",
+        ),
         ("YourDropoutModel", {"dropout": [0.1, 0.2]}, r"need 3 dropout rates .* got 2"),
         ("YourDropoutModel", {"dropout": [0.1, 0.2, 1.0]}, r"must lie in \[0, 1\), got 1.0"),
         ("YourDropoutModel", {"dropout": [0.1, 0.2, float("nan")]}, r"must lie in \[0, 1\), got nan"),
