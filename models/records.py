@@ -79,10 +79,13 @@ class InputRecord(Record):
 class DeltaRule(Record):
     """The stochastic delta rule (Hanson 1990): each weight is drawn anew for every batch, from a normal distribution
     whose standard deviation starts as ``initial`` and becomes ``decay * (deviation + rate * |gradient|)`` after it.
+
+    A wider draw has larger gradients, which widen the next: training may diverge where ``rate`` is large beside
+    1 - ``decay``.
     """
 
     initial: float = Field(default=0.02, ge=0)
-    rate: float = Field(default=0.1, ge=0)
+    rate: float = Field(default=0.01, ge=0)
     decay: float = Field(default=0.99, ge=0, le=1)
 
 

@@ -120,8 +120,12 @@ def fit_command(
             regularisers.activations_of(network)
     except ValidationError as error:
         raise click.UsageError(first_fault(error), click.get_current_context()) from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context()) from error
+    except TypeError as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        message = f"{network_name} can't be built with {given}: {error}"
+        raise click.UsageError(message, click.get_current_context()) from error
     try:
         with storage.new_folder(out, replaceable=bundling.BUNDLE_FILES if overwrite else ()) as folder:
             splits = data.load(data_folder, split_seed=split_seed)

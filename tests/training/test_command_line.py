@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from models import bundle
+from models.records import DeltaRule, Regularisation
 from tests.command_line import ROOT, refused, run
-from training.bundling import load_ensemble
+from training.bundling import load_ensemble, recipe_of
 
 
 def test_fit_writes_a_whole_bundle(tmp_path: Path) -> None:
@@ -46,6 +47,27 @@ def test_fit_writes_a_whole_bundle(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_the_card_records_regularisation_and_any_argument(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    done = run(
+        "training", "fit", "YourDropoutModel", "--dropout", "0.1,0.2", "--hidden-widths", "8", "-a",
+        "dropout_kind=alpha", "--argument", "activation=selu", "--weight-decay", "0.01", "--decoupled",
+        "--label-smoothing", "0.1", "--max-norm", "2", "--input-noise", "0.3", "--activation-noise", "0.2",
+        "--weight-noise", "0.05", "--delta-rule", "--batch-size", "2000", "--epochs", "1", "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    card = bundle.load(out).card
+    assert card.network.arguments == {
+        "dropout": [0.1, 0.2], "hidden_widths": [8], "dropout_kind": "alpha", "activation": "selu",
+    }  # fmt: skip
+    assert card.training.regularisation == Regularisation(
+        weight_decay=0.01, decoupled=True, label_smoothing=0.1, max_norm=2.0, input_noise=0.3, activation_noise=0.2,
+        weight_noise=0.05, delta_rule=DeltaRule(),
+    )  # fmt: skip
+    assert recipe_of(card, 7) == card.training.recipe.model_copy(update={"seed": 7})
+    assert json.loads((out / "history.json").read_text())["recipe"]["regularisation"]["max_norm"] == 2
+
+
 def test_early_stopping_is_told(tmp_path: Path) -> None:
     done = run(
         "training", "fit", "YourDropoutModel", "--dropout", "0,0,0", "--lr", "0.05", "--batch-size", "2000",
@@ -59,7 +81,8 @@ def test_early_stopping_is_told(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_is_trained_as_the_bundle_was_from_other_seeds(tmp_path: Path) -> None:
-    recipe = ["--dropout", "0.1,0.2", "--hidden-widths", "16", "--lr", "0.01", "--batch-size", "1000", "--epochs", "1"]
+    recipe = ["--dropout", "0.1,0.2", "--hidden-widths", "16", "--lr", "0.01", "--batch-size", "1000", "--epochs", "1",
+              "--label-smoothing", "0.1"]  # fmt: skip
     assert run("training", "fit", "YourDropoutModel", *recipe, "--seed", "4", "--out", tmp_path / "one").returncode == 0
     arguments: list[str | Path] = ["ensemble", tmp_path / "one", "--members", "2", "--out", tmp_path / "all"]
     done = run("training", *arguments)
@@ -105,6 +128,11 @@ def test_divergence_keeps_the_last_good_weights(tmp_path: Path) -> None:
         (["fit", "YourDropoutModel", "--out", "x", "--dropout", "0.1,x"], "not a list of numbers"),
         (["fit", "YourDropoutModel", "--out", "x", "--dropout", "0.1,0.2"], "need 3 dropout rates"),
         (["fit", "YourDropoutModel", "--out", "x", "--dropout", "0.1,0.2,1.5"], r"must lie in [0, 1), got 1.5"),
+        (["fit", "ReLUNet", "--out", "x", "--lr", "inf"], "learning_rate: Input should be a finite number, got inf"),
+        (["fit", "RowRecurrent", "--out", "x", "--activation-noise", "0.1"], "RowRecurrent has no activation modules"),
+        (["fit", "WideMLP", "--out", "x", "-a", "batch_norm"], "'batch_norm' is not of the form name=value"),
+        (["fit", "WideMLP", "--out", "x", "-a", "depth=3"], "not depth"),
+        (["fit", "WideMLP", "--out", "x", "-a", "dropout=5"], "WideMLP can't be built with dropout=5"),
         (["fit", "ReLUNet", "--out", "x", "--seed", "99999999999999999999"], "'--seed'"),
         (["fit", "YourDropoutModel", "--out", "x", "--hidden-widths", "1000000000,2"], "sizes from 1 to 65,536"),
         (
@@ -131,7 +159,9 @@ def test_help_is_complete(command: list[str]) -> None:
     assert done.returncode == 0
     if command == ["fit"]:
         for option in ("--epochs", "--lr", "--batch-size", "--seed", "--dropout", "--hidden-widths", "--early-stopping",
-                       "--patience", "--split-seed", "--name", "--out", "--overwrite", "--data"):  # fmt: skip
+                       "--patience", "--split-seed", "--name", "--out", "--overwrite", "--data", "--argument",
+                       "--weight-decay", "--decoupled", "--label-smoothing", "--max-norm", "--input-noise",
+                       "--activation-noise", "--weight-noise", "--delta-rule"):  # fmt: skip
             assert option in done.stdout
 
 

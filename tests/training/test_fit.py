@@ -140,8 +140,15 @@ def test_diverging_in_the_first_epoch_leaves_the_initial_weights(small: tuple[La
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("batch_size", 0), ("patience", 0), ("learning_rate", 0.0), ("learning_rate", math.inf)],
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("patience", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.inf),
+        ("regularisation", {"max_norm": 0.0}),
+    ],
 )
-def test_impossible_recipes_are_refused(field: str, value: float) -> None:
+def test_impossible_recipes_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         Recipe(**{field: value})  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from models.noise import Dropout
 from models.records import DeltaRule, Recipe, Regularisation
 from training import regularisers
 from training.data import LabelledImages
-from training.fit import Fitted, fit
+from training.fit import DivergedError, Fitted, evaluate, fit
 
 
 def images(count: int = 256) -> LabelledImages:
@@ -119,24 +121,39 @@ class TestStochasticWeights:
             network(torch.randn(4, 784)).sum().backward()
         assert all(torch.equal(each, torch.full_like(each, 0.3)) for each in noise.deviations)
 
-    @pytest.mark.parametrize("rate", [0.2, 0.5])
+    @pytest.mark.parametrize("rate", [0.25, 0.5])
     def test_dropout_is_its_bernoulli_case(self, rate: float) -> None:
-        """Weights of mean w and deviation |w| sqrt(p / (1 - p)), which is what dropout makes of them, give every unit
-        the mean and variance that dropout gives it."""
+        """Weights of mean w and variance w^2 p / (1 - p), drawn together for each unit that they leave, give the next
+        layer the values that dropout gives it, with the same probabilities: all eight, counted out."""
         torch.manual_seed(0)
-        draws, inputs = 40_000, torch.rand(5)
-        weight = torch.randn(3, 5)
-        stochastic = regularisers.StochasticWeights([weight], DeltaRule())
+        draws, inputs, weight = 20_000, torch.rand(3) + 0.5, torch.randn(4, 3)
+        kept = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
+        outcomes = (inputs * kept / (1 - rate)) @ weight.T
+        probabilities = (1 - rate) ** kept.sum(1) * rate ** (1 - kept).sum(1)
+
+        stochastic = regularisers.StochasticWeights([weight], DeltaRule(), draw=regularisers.bernoulli)
         stochastic.deviations[0].copy_(weight.abs() * (rate / (1 - rate)) ** 0.5)
-        normal = []
+        drawn = []
         for _ in range(draws):
             with stochastic.drawn():
-                normal.append(weight @ inputs)
-        dropped = Dropout(rate)(inputs.expand(draws, 5)) @ weight.T
-        exact_variance = rate / (1 - rate) * (weight.square() @ inputs.square())
-        for found in (torch.stack(normal), dropped):
-            torch.testing.assert_close(found.mean(0), weight @ inputs, atol=0.03, rtol=0)
-            torch.testing.assert_close(found.var(0), exact_variance, atol=0, rtol=0.05)
+                drawn.append(weight @ inputs)
+        dropped = Dropout(rate)(inputs.expand(draws, 3)) @ weight.T
+        for found in (torch.stack(drawn), dropped):
+            distances, nearest = torch.cdist(found, outcomes).min(1)
+            assert float(distances.max()) < 1e-3
+            shares = nearest.bincount(minlength=8) / draws
+            deviations = (probabilities * (1 - probabilities) / draws).sqrt()
+            assert torch.all((shares - probabilities).abs() < 4.5 * deviations)
+
+    def test_bernoulli_weights_have_the_mean_and_deviation_asked_for(self) -> None:
+        torch.manual_seed(0)
+        mean, deviation = (
+            torch.tensor([[2.0, -0.5, 0.3], [1.0, 0.2, 0.0]]),
+            torch.tensor([[1.0, 0.5, 0.0], [2, 0.1, 0]]),
+        )
+        drawn = torch.stack([regularisers.bernoulli(mean, deviation) for _ in range(40_000)])
+        torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
+        torch.testing.assert_close(drawn.std(0), deviation, atol=0.05, rtol=0)
 
     def test_the_gradient_is_taken_at_the_weights_drawn(self) -> None:
         torch.manual_seed(0)
@@ -241,6 +258,29 @@ class TestInTraining:
         same = small()
         same.load_state_dict(network.state_dict())
         assert torch.equal(network.train()(inputs), same(inputs))
+
+    @pytest.mark.parametrize(
+        "regularisation", [Regularisation(weight_noise=0.1), Regularisation(delta_rule=DeltaRule())]
+    )
+    def test_divergence_leaves_the_last_good_weights_undisturbed(self, regularisation: Regularisation) -> None:
+        network = small()
+        before = state(network)
+
+        def prepare(pixels: Tensor) -> Tensor:
+            values = pixels.float() / 255
+            values[17] = torch.inf
+            return values
+
+        with pytest.raises(DivergedError) as caught:
+            fit(network, images(), images(64), Recipe(batch_size=32, regularisation=regularisation), prepare=prepare)
+        assert caught.value.fitted.history == ()
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+    def test_validation_is_of_the_clean_weights(self) -> None:
+        network, recipe = small(), Recipe(epochs=2, regularisation=Regularisation(weight_noise=3.0, input_noise=3.0))
+        last = fitted(network, recipe).history[-1]
+        part = images(64)
+        assert evaluate(network, part.pixels.float() / 255, part.labels)[0] == pytest.approx(last.validation_loss)
 
     def test_label_smoothing_keeps_the_recorded_loss_comparable(self) -> None:
         """The first batch's loss is that of the initial weights, which smoothing does not change."""

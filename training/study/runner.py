@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,8 +28,6 @@ __all__ = ["RUNS", "Run", "finished", "run_all", "runs_of", "side_by_side"]
 
 RUNS = "runs"
 """The folder, in a study's own, of the finished runs."""
-TRIES = 2
-"""Of a run whose process dies."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -90,28 +88,24 @@ def side_by_side(
 ) -> Iterator[tuple[Task, Result | Exception]]:
     """``function`` of each task, or what it raised, in the order in which they end, in ``workers`` processes at a time.
 
-    A task whose process dies is tried again, in a new one, once. Processes end with this one, however it ends.
+    A task whose process dies, or that is lost with another's, is tried again, alone, once. Processes end with this one,
+    however it ends.
     """
-    waiting = deque(enumerate(tasks))
-    tries: Counter[int] = Counter()
+    waiting = deque(tasks)
     while waiting:
-        running: dict[Future[Result], tuple[int, Task]] = {}
+        running: dict[Future[Result], Task] = {}
         try:
             with _pool(workers) as pool:
                 yield from _until_done(function, waiting, running, pool, workers)
         except BrokenProcessPool:
-            for index, task in running.values():
-                tries[index] += 1
-                if tries[index] < TRIES:
-                    waiting.append((index, task))
-                else:
-                    yield task, RuntimeError("its process was killed, twice: out of memory?")
+            for task in running.values():
+                yield task, _alone(function, task)
 
 
 def _until_done(
     function: Callable[[Task], Result],
-    waiting: deque[tuple[int, Task]],
-    running: dict[Future[Result], tuple[int, Task]],
+    waiting: deque[Task],
+    running: dict[Future[Result], Task],
     pool: ProcessPoolExecutor,
     workers: int,
 ) -> Iterator[tuple[Task, Result | Exception]]:
@@ -119,14 +113,24 @@ def _until_done(
     while waiting or running:
         # No more are handed over than can run, so that all that are lost with a process were running beside it.
         while waiting and len(running) < workers:
-            running[pool.submit(function, waiting[0][1])] = waiting[0]
+            running[pool.submit(function, waiting[0])] = waiting[0]
             waiting.popleft()
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
                 raise error
-            _, task = running.pop(future)
+            task = running.pop(future)
             yield task, error if isinstance(error, Exception) else future.result()
+
+
+def _alone(function: Callable[[Task], Result], task: Task) -> Result | Exception:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(function, task).result()
+        except BrokenProcessPool:
+            return RuntimeError("its process was killed, twice: out of memory?")
+        except Exception as error:  # Whatever the task raises is its result.
+            return error
 
 
 @contextmanager
