@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from models.networks.mlp import MAX_WIDTH
+__all__ = ["MAX_WIDTH", "check_choice", "check_rates", "check_sizes"]
 
-__all__ = ["check_choice", "check_rates", "check_sizes"]
+MAX_WIDTH = 1 << 16
 
 
 def check_sizes(**sizes: object) -> None:

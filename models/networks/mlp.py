@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from models.networks.arguments import MAX_WIDTH, check_choice
 from models.noise import DropConnectLinear, Dropout, GaussianDropout
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
 
 PIXELS = 28 * 28
 CLASSES = 10
-MAX_WIDTH = 1 << 16
 
 DropoutKind = Literal["element", "gaussian", "alpha", "dropconnect"]
 BatchNorm = Literal["none", "before_dropout", "after_dropout"]
@@ -62,13 +62,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         _check(widths, dropout)
-        for name, value, known in (
-            ("dropout_kind", dropout_kind, get_args(DropoutKind)),
-            ("batch_norm", batch_norm, get_args(BatchNorm)),
-            ("activation", activation, get_args(Activation)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_choice("dropout_kind", dropout_kind, get_args(DropoutKind))
+        check_choice("batch_norm", batch_norm, get_args(BatchNorm))
+        check_choice("activation", activation, get_args(Activation))
         if dropout_kind == "alpha" and activation != "selu":
             raise ValueError(
                 f"alpha dropout keeps the mean and variance of SELU's units alone: it needs activation selu, not "
@@ -103,6 +99,8 @@ class MLP(nn.Module):
 
 
 def _check(widths: Sequence[int], dropout: Sequence[float]) -> None:
+    if not isinstance(dropout, Sequence):
+        raise ValueError(f"dropout must be a list of rates, got {dropout!r}")
     if len(widths) < 2 or not all(1 <= width <= MAX_WIDTH for width in widths):
         raise ValueError(f"widths must be at least two sizes from 1 to {MAX_WIDTH:,}, got {list(widths)}")
     if len(dropout) != len(widths) - 1:
@@ -149,6 +147,8 @@ class YourDropoutModel(MLP):
         batch_norm: BatchNorm = "none",
         activation: Activation = "relu",
     ) -> None:
+        if not isinstance(hidden_widths, Sequence):
+            raise ValueError(f"hidden_widths must be a list of sizes, got {hidden_widths!r}")
         super().__init__(
             (PIXELS, *hidden_widths, CLASSES), dropout,
             dropout_kind=dropout_kind, batch_norm=batch_norm, activation=activation,

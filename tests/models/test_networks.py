@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models import networks
+from models.noise import DropConnectLinear, GaussianDropout
 
 
 def layers(network: nn.Module) -> list[str]:
@@ -17,6 +20,10 @@ def layers(network: nn.Module) -> list[str]:
                 described.append(f"p={module.p}")
             case nn.ReLU():
                 described.append("relu")
+            case nn.SELU() | nn.BatchNorm1d():
+                described.append(type(module).__name__)
+            case nn.AlphaDropout() | GaussianDropout() | DropConnectLinear():
+                described.append(f"{type(module).__name__} {module.p}")
     return described
 
 
@@ -84,3 +91,61 @@ def test_the_seed_alone_decides_the_weights(global_state: Tensor) -> None:
 
 def test_without_a_seed_there_are_no_weights_yet() -> None:
     assert all(parameter.is_meta for parameter in networks.build("ReLUNet").parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "structure"),
+    [
+        ({"dropout_kind": "gaussian"}, ["GaussianDropout 0.2", "784-8", "relu", "GaussianDropout 0.5", "8-10"]),
+        (
+            {"dropout_kind": "alpha", "activation": "selu"},
+            ["AlphaDropout 0.2", "784-8", "SELU", "AlphaDropout 0.5", "8-10"],
+        ),
+        (
+            {"dropout_kind": "dropconnect"},
+            ["DropConnectLinear 0.2", "784-8", "relu", "DropConnectLinear 0.5", "8-10"],
+        ),
+        ({"batch_norm": "before_dropout"}, ["p=0.2", "784-8", "BatchNorm1d", "relu", "p=0.5", "8-10"]),
+        ({"batch_norm": "after_dropout"}, ["p=0.2", "784-8", "relu", "p=0.5", "BatchNorm1d", "8-10"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["YourDropoutModel", "WideMLP"])
+def test_the_mlps_options(name: str, arguments: dict[str, object], structure: list[str]) -> None:
+    network = networks.build(name, {"dropout": [0.2, 0.5], "hidden_widths": [8], **arguments}, seed=0)
+    assert layers(network) == structure
+    assert network(torch.zeros(3, 28, 28)).shape == (3, 10)
+
+
+def test_the_wide_network() -> None:
+    network = networks.build("WideMLP", seed=0)
+    assert layers(network) == ["p=0.2", "784-1024", "relu", "p=0.5", "1024-1024", "relu", "p=0.5", "1024-10"]
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_863_690
+
+
+def test_selus_units_start_normalised() -> None:
+    """With LeCun's weights units keep mean 0 and variance 1 (Klambauer et al. 2017); with torch's they would shrink."""
+    arguments = {"dropout": [0.0] * 5, "hidden_widths": [500] * 4, "activation": "selu"}
+    network = networks.build("YourDropoutModel", arguments, seed=0)
+    torch.manual_seed(0)
+    values = torch.randn(1_000, 784)
+    *before, _ = network.get_submodule("layers").children()
+    for layer in before:
+        values = layer(values)
+    assert float(values.detach().mean()) == pytest.approx(0, abs=0.05)
+    assert float(values.detach().var()) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dropout_kind": "bernoulli"}, "dropout_kind must be one of element, gaussian, alpha, dropconnect, got"),
+        ({"batch_norm": True}, "batch_norm must be one of none, before_dropout, after_dropout, got True"),
+        ({"activation": "tanh"}, "activation must be one of relu, selu, got 'tanh'"),
+        ({"dropout_kind": "alpha"}, "it needs activation selu, not relu"),
+        ({"dropout": 0.5}, "dropout must be a list of rates, got 0.5"),
+        ({"hidden_widths": 64}, "hidden_widths must be a list of sizes, got 64"),
+    ],
+)
+def test_options_that_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        networks.build("WideMLP", arguments)
