@@ -26,6 +26,7 @@ from sklearn.metrics import (
 from calibration import conformal
 from calibration.report import FILES
 from calibration.report.interpretation import SUBNETWORKS
+from calibration.report.schema import Report
 from calibration.strategies import STRATEGIES
 from models import bundle
 from tests.calibration.conftest import IMAGES, predicted, tempered, write_ensemble
@@ -38,6 +39,7 @@ from training.data import FashionMNISTSplits
 def test_it_has_the_documented_schema(report: dict[str, Any]) -> None:
     schema = json.loads((ROOT / "docs" / "report.schema.json").read_text())
     Draft202012Validator.check_schema(schema)
+    assert schema == Report.model_json_schema(by_alias=True)
     assert not list(Draft202012Validator(schema).iter_errors(report))
     changed = {**report, "models": [{**report["models"][0], "surprise": 1}]}
     assert list(Draft202012Validator(schema).iter_errors(changed))

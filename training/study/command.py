@@ -48,13 +48,13 @@ def study_command(
     """Train every configuration of PRESET, or of a TOML file, from several seeds, and compare them.
 
     Each finished run is kept in OUT/runs: an interrupted study goes on where it was, by the same command. Writes
-    study.json, study.csv and report.html.
+    study.json, study.csv, the table and conclusions as study.md, and report.html.
     """
     try:
         plan = plans.load(plan_name, epochs=epochs, seeds=seeds)
     except plans.PlanError as error:
         raise click.UsageError(str(error), click.get_current_context()) from error
-    from training.study import page, results  # noqa: PLC0415  (takes a second to import)
+    from training.study import markdown, page, results  # noqa: PLC0415  (takes a second to import)
 
     out = out or STUDIES / plan.name
     data.fetch(data_folder)
@@ -63,11 +63,12 @@ def study_command(
     options = [f"{name} {value}" for name, value in given.items() if value is not None]
     command = " ".join(["python -m training study", shlex.quote(plan_name), *options])
     study = results.summarise(plan, runs, failures, command)
-    storage.write_text(out / "study.json", study.model_dump_json(by_alias=True, indent=1) + "\n")
+    storage.write_text(out / "study.json", study.model_dump_json(by_alias=True) + "\n")
     storage.write_text(out / "study.csv", results.table(study))
+    storage.write_text(out / "study.md", markdown.summary(study))
     page.write(study, out)
     Console().print(_table(study))
-    click.echo(f"Wrote {out / 'report.html'}, study.json and study.csv.")
+    click.echo(f"Wrote {out / 'report.html'}, study.json, study.csv and study.md.")
     if failures:
         click.echo(f"Error: {len(failures)} runs failed; the same command tries them again", err=True)
     return 1 if failures else 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.training.study.synthetic import compared, configuration, run, study
-from training.study import results
+from training.study import markdown, results
 from training.study.schema import Failure
 
 
@@ -66,6 +66,15 @@ def test_a_configuration_without_runs_is_kept() -> None:
     assert [result.runs for result in found.results] == [(), ()]
     assert found.results[1].means == {}
     assert found.results[1].differences == {}
+
+
+def test_the_markdown_table_marks_what_is_told_apart() -> None:
+    lines = markdown.summary(compared(0.02, loss=0.0001)).splitlines()
+    assert lines[2] == "| plain | 80.00 |  | 0.5000 |  | 0.0300 |  |  | 0.100 | 3.0 |"
+    assert lines[3].startswith(
+        "| other | 82.00 | **+2.00 ± 0.25** | 0.5001 | +0.0001 ± 0.0025 | 0.0300 | 0.4501 | 0.0200 |"
+    )
+    assert lines[5].startswith("- Test accuracy better than the baseline's")
 
 
 def test_the_table_has_a_line_for_each_run() -> None:

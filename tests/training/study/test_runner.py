@@ -75,6 +75,7 @@ def test_what_a_study_writes(whole: Path) -> None:
     assert rows[0]["mc_nll"] == ""
     assert float(rows[2]["test_accuracy"]) == dropout.runs[0].test.accuracy
     assert "Tiny" in (whole / "report.html").read_text()
+    assert (whole / "study.md").read_text().startswith("| configuration | test accuracy, % | difference |")
 
 
 def test_a_killed_study_goes_on_to_the_identical_result(whole: Path, tmp_path: Path) -> None:
