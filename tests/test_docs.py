@@ -10,6 +10,9 @@ import pytest
 
 from calibration.masks import DESIGNS
 from tests.command_line import ROOT
+from training.study import markdown, plans
+from training.study.measure import key_of
+from training.study.schema import Study
 
 ENGINE = (ROOT / "docs" / "engine.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -181,3 +184,25 @@ def test_what_is_said_of_http() -> None:
     assert memory["requests"][-1] >= 100_000
     assert f"{first:.0f} MiB after the first tenth of {memory['requests'][-1]:,} requests, {last:.0f} MiB after" in text
     assert not any(row["failures"] for row in found["rows"])
+
+
+STUDIES = sorted((ROOT / "docs" / "study").glob("*/study.json"))
+
+
+def test_every_preset_has_its_results() -> None:
+    assert {path.parent.name for path in STUDIES} == set(plans.PRESETS)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_what_is_said_of_a_study(path: Path) -> None:
+    """Its table and its sentences are those of its results, which are of the preset as it is now."""
+    study = Study.model_validate_json(path.read_text())
+    text = (ROOT / "docs" / "study.md").read_text()
+    assert markdown.summary(study) in text
+    assert f"    {study.command}\n" in text
+    assert not study.failures
+    plan = plans.load(study.name)
+    assert tuple(result.configuration for result in study.results) == plan.configurations
+    for result in study.results:
+        keys = [key_of(result.configuration, seed) for seed in range(plan.seeds)]
+        assert [run.key for run in result.runs] == keys

@@ -132,7 +132,11 @@ def test_divergence_keeps_the_last_good_weights(tmp_path: Path) -> None:
         (["fit", "RowRecurrent", "--out", "x", "--activation-noise", "0.1"], "RowRecurrent has no activation modules"),
         (["fit", "WideMLP", "--out", "x", "-a", "batch_norm"], "'batch_norm' is not of the form name=value"),
         (["fit", "WideMLP", "--out", "x", "-a", "depth=3"], "not depth"),
-        (["fit", "WideMLP", "--out", "x", "-a", "dropout=5"], "WideMLP can't be built with dropout=5"),
+        (["fit", "WideMLP", "--out", "x", "-a", "dropout=5"], "dropout must be a list of rates, got 5"),
+        (
+            ["fit", "WideMLP", "--out", "x", "-a", 'hidden_widths=["a"]'],
+            "WideMLP can't be built with hidden_widths=['a']",
+        ),
         (["fit", "ReLUNet", "--out", "x", "--seed", "99999999999999999999"], "'--seed'"),
         (["fit", "YourDropoutModel", "--out", "x", "--hidden-widths", "1000000000,2"], "sizes from 1 to 65,536"),
         (

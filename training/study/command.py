@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 import click
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +37,7 @@ STUDIES = Path("runs/studies")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Processes that train at a time, with one thread each.  [default: as many as there are cores]",
+    help="Processes that train at a time, with one thread each.  [default: as many as torch would take threads]",
 )
 @data_option
 def study_command(
@@ -58,7 +58,7 @@ def study_command(
 
     out = out or STUDIES / plan.name
     data.fetch(data_folder)
-    runs, failures = _run(plan, out, workers or len(os.sched_getaffinity(0)), data_folder)
+    runs, failures = _run(plan, out, workers or torch.get_num_threads(), data_folder)
     given = {"--epochs": epochs, "--seeds": seeds}
     options = [f"{name} {value}" for name, value in given.items() if value is not None]
     command = " ".join(["python -m training study", shlex.quote(plan_name), *options])

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from models import networks
+from training import regularisers
 from training.study.schema import Plan
 
 __all__ = ["PRESETS", "PlanError", "load"]
@@ -91,7 +92,9 @@ def _check(plan: Plan, path: Path) -> None:
     for each in plan.configurations:
         place = f"{path}: configuration {each.name!r}"
         try:
-            networks.build(each.network, each.arguments)
+            network = networks.build(each.network, each.arguments)
+            if each.recipe.regularisation.activation_noise:
+                regularisers.activations_of(network)
         except (ValueError, TypeError) as error:
             raise PlanError(f"{place}: {error}") from error
         if each.baseline is not None:

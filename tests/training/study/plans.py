@@ -32,9 +32,9 @@ baseline = "none"
 """
 FAILING = """
 [[configurations]]
-name = "cannot be"
-network = "RowRecurrent"
-recipe = {regularisation = {activation_noise = 0.5}}
+name = "diverges"
+network = "ReLUNet"
+recipe = {learning_rate = 1e30}
 baseline = "none"
 """
 

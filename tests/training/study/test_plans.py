@@ -71,6 +71,10 @@ def append(more: str) -> str:
         (append('name = "x"\nnetwork = "CNN"\narguments = {depth = 3}'), "configuration 'x': CNN takes"),
         (append('name = "x"\nnetwork = "ReLUNet"\nrecipe = {epochs = 0}'), "recipe.epochs: Input should be"),
         (append('name = "x"\nnetwork = "ReLUNet"\nrecipe = {epochs = "many"}'), "got 'many'"),
+        (
+            append('name = "x"\nnetwork = "RowRecurrent"\nrecipe = {regularisation = {activation_noise = 1}}'),
+            "configuration 'x': RowRecurrent has no activation modules",
+        ),
         (append('name = "none"\nnetwork = "ReLUNet"'), "two configurations are named 'none'"),
         (append('name = "x"\nnetwork = "ReLUNet"\nbaseline = "nothing"'), "its baseline 'nothing' is not there"),
         (append('name = "x"\nnetwork = "ReLUNet"\nbaseline = "dropout"'), "has a baseline itself"),
