@@ -9,7 +9,7 @@ REPORT ?= reports/$(notdir $(BUNDLE))
 
 export BENTOML_DO_NOT_TRACK ?= True
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test browser report ensemble data bench lint format lock pretrained
+.PHONY: help setup serve test browser report study ensemble data bench lint format lock pretrained
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,10 @@ bench: setup data .venv/.peers ## measure speed and error, beside other librarie
 	$(BIN)/python -m benchmarks.variance
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.http
+
+study: setup data ## train every preset of the regularisation study, in two hours on two cores, into runs/studies
+	for preset in notebook notebook-50 rates regularisers combinations networks small-data; do \
+		$(BIN)/python -m training study $$preset || exit 1; done
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

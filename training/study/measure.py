@@ -18,9 +18,9 @@ from calibration.sites import NoActiveDropoutError
 from models import bundle, networks, records
 from training import data
 from training.fit import DivergedError, EpochRecord, Fitted, evaluate, fit
-from training.study.schema import SCHEMA, TRAIN_IMAGES, Configuration, Evaluation, RunResult, Sampled
+from training.study.schema import SCHEMA, Configuration, Evaluation, RunResult, Sampled
 
-__all__ = ["SAMPLES", "key_of", "train_and_measure"]
+__all__ = ["SAMPLES", "drawn", "key_of", "train_and_measure"]
 
 SAMPLES = 32
 """Sub-networks of MC dropout: half of what the service uses, for it is most of the time that a short run takes."""
@@ -54,7 +54,7 @@ def train_and_measure(configuration: Configuration, seed: int, splits: data.Fash
     :class:`~training.fit.DivergedError` if its loss diverges in the first epoch; later the last good weights are kept.
     """
     network = networks.build(configuration.network, configuration.arguments, seed=seed)
-    train = _drawn(splits.train, configuration.train_images, seed)
+    train = drawn(splits.train, configuration.train_images, seed)
     recipe = configuration.recipe.model_copy(update={"seed": seed})
     try:
         fitted = fit(network, train, splits.validation, recipe, prepare=_prepare)
@@ -83,8 +83,9 @@ def train_and_measure(configuration: Configuration, seed: int, splits: data.Fash
     )
 
 
-def _drawn(images: data.LabelledImages, count: int, seed: int) -> data.LabelledImages:
-    if count == TRAIN_IMAGES:
+def drawn(images: data.LabelledImages, count: int, seed: int) -> data.LabelledImages:
+    """``count`` of the images, the same for all that are trained from ``seed``; those themselves if all are wanted."""
+    if count == len(images):
         return images
     return images[torch.from_numpy(np.random.default_rng(seed).permutation(len(images))[:count])]
 
@@ -126,11 +127,18 @@ def _sampled(network: nn.Module, inputs: Tensor, labels: Tensor) -> Sampled | No
 @torch.inference_mode()
 def _variance_shift(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     """The variance that each batch norm meets with dropout off over that which it was taught, median over its units."""
-    met: dict[str, list[Tensor]] = {}
     layers = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+    # Count, sum and sum of squares, for all values of a convolution's layer would not fit in memory.
+    sums: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
-        return lambda _, values: met.setdefault(name, []).append(values[0].transpose(0, 1).flatten(1))
+        def add(_: nn.Module, values: tuple[Tensor, ...]) -> None:
+            units = values[0].transpose(0, 1).flatten(1).double()
+            count = torch.full((len(units),), units.shape[1], dtype=torch.float64)
+            found = torch.stack([count, units.sum(1), units.square().sum(1)])
+            sums[name] = sums[name] + found if name in sums else found
+
+        return add
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in layers.items()]
     try:
@@ -142,5 +150,7 @@ def _variance_shift(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     shifts = {}
     for name, module in layers.items():
         assert module.running_var is not None  # noqa: S101  (the project's networks have them all)
-        shifts[name] = float((torch.cat(met[name], 1).var(1) / module.running_var).median())
+        count, total, squares = sums[name]
+        variance = (squares - total.square() / count) / (count - 1)
+        shifts[name] = float((variance / module.running_var).median())
     return shifts
