@@ -24,13 +24,17 @@ from training import data
 from training.study.measure import key_of, train_and_measure
 from training.study.schema import Configuration, Failure, Plan, RunResult
 
-__all__ = ["RUNS", "Run", "finished", "run_all", "runs_of", "side_by_side"]
+__all__ = ["RUNS", "Run", "TaskError", "finished", "run_all", "runs_of", "side_by_side"]
 
 RUNS = "runs"
 """The folder, in a study's own, of the finished runs."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class TaskError(Exception):
+    """What a task raised, in words: not every exception can be sent from one process to another. Or that it died."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,12 @@ def run_all(
                 if isinstance(found, RunResult):
                     yield found.model_copy(update={"name": name})
                 else:
-                    yield Failure(name=name, seed=run.seed, error=f"{type(found).__name__}: {found}")
+                    yield Failure(name=name, seed=run.seed, error=str(found))
 
 
 def side_by_side(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
-) -> Iterator[tuple[Task, Result | Exception]]:
+) -> Iterator[tuple[Task, Result | TaskError]]:
     """``function`` of each task, or what it raised, in the order in which they end, in ``workers`` processes at a time.
 
     A task whose process dies, or that is lost with another's, is tried again, alone, once. Processes end with this one,
@@ -108,29 +112,37 @@ def _until_done(
     running: dict[Future[Result], Task],
     pool: ProcessPoolExecutor,
     workers: int,
-) -> Iterator[tuple[Task, Result | Exception]]:
+) -> Iterator[tuple[Task, Result | TaskError]]:
     """Raises ``BrokenProcessPool`` when a process dies; ``running`` is then what was under way."""
     while waiting or running:
         # No more are handed over than can run, so that all that are lost with a process were running beside it.
         while waiting and len(running) < workers:
-            running[pool.submit(function, waiting[0])] = waiting[0]
+            running[pool.submit(_told, function, waiting[0])] = waiting[0]
             waiting.popleft()
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
                 raise error
             task = running.pop(future)
-            yield task, error if isinstance(error, Exception) else future.result()
+            yield task, error if isinstance(error, TaskError) else future.result()
 
 
-def _alone(function: Callable[[Task], Result], task: Task) -> Result | Exception:
+def _alone(function: Callable[[Task], Result], task: Task) -> Result | TaskError:
     with _pool(1) as pool:
         try:
-            return pool.submit(function, task).result()
+            return pool.submit(_told, function, task).result()
         except BrokenProcessPool:
-            return RuntimeError("its process was killed, twice: out of memory?")
-        except Exception as error:  # Whatever the task raises is its result.
+            return TaskError("its process was killed, twice: out of memory?")
+        except TaskError as error:
             return error
+
+
+def _told(function: Callable[[Task], Result], task: Task) -> Result:
+    """In the task's process."""
+    try:
+        return function(task)
+    except Exception as error:  # Whatever the task raises is its result.
+        raise TaskError(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager

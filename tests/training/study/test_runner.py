@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,14 +114,6 @@ def test_an_interrupted_study_says_so_and_leaves_no_process_behind(tmp_path: Pat
     assert gone(process.pid)
 
 
-def test_a_finished_study_trains_nothing_again(whole: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (whole / "runs").iterdir()}
-    done = run(whole.parent / "tiny.toml", whole)
-    assert done.returncode == 0
-    assert "6 of 6 runs are finished already" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in (whole / "runs").iterdir()} == before
-
-
 def test_a_failed_run_is_told_and_stops_no_other(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run(tiny(tmp_path, FAILING), out)
@@ -134,16 +127,19 @@ def test_a_failed_run_is_told_and_stops_no_other(whole: Path, tmp_path: Path) ->
     assert reason in (out / "report.html").read_text()
 
 
-def test_a_damaged_run_is_told_and_made_again(tmp_path: Path) -> None:
-    out, plan = tmp_path / "out", tiny(tmp_path)
-    assert run(plan, out, "--seeds", "1", "--epochs", "1").returncode == 0
-    first = results(out)
-    damaged = next((out / "runs").iterdir())
+def test_what_is_finished_is_kept_and_a_damaged_run_is_made_again(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    damaged, *others = (out / "runs").iterdir()
     damaged.write_text(damaged.read_text()[:100])
-    done = run(plan, out, "--seeds", "1", "--epochs", "1")
+    before = {path: path.stat().st_mtime_ns for path in others}
+    done = run(whole.parent / "tiny.toml", out)
     assert done.returncode == 0
-    assert "is damaged or of another version: it is run again" in " ".join(done.stderr.split())
-    assert results(out) == first
+    told = " ".join(done.stderr.split())
+    assert f"{damaged} is damaged or of another version: it is run again" in told
+    assert "5 of 6 runs are finished already" in told
+    assert {path: path.stat().st_mtime_ns for path in others} == before
+    assert results(out) == results(whole)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +177,17 @@ def square(value: int) -> int:
     return value * value
 
 
+class OddError(Exception):
+    """Can be pickled, but not unpickled."""
+
+    def __init__(self, message: str, value: int) -> None:
+        super().__init__(message)
+        self.value = value
+
+
 def fail_at_three(value: int) -> int:
     if value == 3:
-        raise LookupError("three")
+        raise OddError("three", value)
     return value
 
 
@@ -200,7 +204,8 @@ class TestSideBySide:
 
     def test_what_a_task_raises_is_its_result(self) -> None:
         found = dict(runner.side_by_side(fail_at_three, [1, 3, 5], 1))
-        assert isinstance(found[3], LookupError)
+        assert isinstance(found[3], runner.TaskError)
+        assert str(found[3]) == "OddError: three"
         assert (found[1], found[5]) == (1, 5)
 
     def test_a_task_that_kills_its_process_takes_no_other_with_it(self) -> None:
