@@ -49,10 +49,11 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong with what a record was made from, in one line."""
+def first_fault(error: ValidationError, depth: int = 0) -> str:
+    """The first thing that is wrong with what a record was made from, in one line; its place from ``depth`` on."""
     fault = error.errors()[0]
-    return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}, got {fault['input']!r}"
+    given = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
+    return f"{'.'.join(str(part) for part in fault['loc'][depth:])}: {fault['msg']}{given}"
 
 
 class NetworkRecord(Record):

@@ -235,7 +235,11 @@ def enumerated(splits: FashionMNISTSplits, cache: PredictionCache) -> Enumeratio
         )  # fmt: skip
         return dict(network.state_dict())
 
-    key: dict[str, Any] = {"of": "small network", "arguments": SMALL_NETWORK, "recipe": vars(SMALL_RECIPE)}
+    key: dict[str, Any] = {
+        "of": "small network",
+        "arguments": SMALL_NETWORK,
+        "recipe": SMALL_RECIPE.model_dump(mode="json"),
+    }
     for name, part in (("train", splits.train), ("validation", splits.validation)):
         key[name] = [digest(part.pixels), digest(part.labels)]
     network.load_state_dict(cache.get(key, trained))

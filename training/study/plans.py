@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from models import networks
+from models.records import first_fault
 from training import regularisers
 from training.study.schema import Plan
 
@@ -72,15 +73,11 @@ def _laid_over(below: Mapping[str, Any], above: Any) -> dict[str, Any]:
 
 
 def _first_fault(error: ValidationError, configurations: list[dict[str, Any]]) -> str:
-    fault = error.errors()[0]
-    place = list(fault["loc"])
-    name = ""
-    if place[:1] == ["configurations"] and len(place) > 1:
-        name = f"configuration {configurations[int(place[1])].get('name', place[1])!r}: "
-        place = place[2:]
-    where = ".".join(str(part) for part in place)
-    given = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
-    return f"{name}{where}: {fault['msg']}{given}"
+    place = error.errors()[0]["loc"]
+    if place[:1] != ("configurations",) or len(place) == 1:
+        return first_fault(error)
+    name = configurations[int(place[1])].get("name", place[1])
+    return f"configuration {name!r}: {first_fault(error, 2)}"
 
 
 def _check(plan: Plan, path: Path) -> None:
