@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from training.study.pictures import grids, sizes
 from training.study.results import interval, measure_of
@@ -14,6 +14,8 @@ NAMES: dict[Measure, tuple[str, float, int, str]] = {
     "test_accuracy": ("test accuracy", 100, 2, "percentage points"), "test_loss": ("test NLL", 1, 4, "nats"),
     "loss_gap": ("generalisation gap (test minus train loss)", 1, 4, "nats"),
 }  # fmt: skip
+MOST_NAMED = 8
+"""Configurations in one sentence."""
 MEANT = 0.002
 """Rise of the validation loss, in nats, that is called overfitting."""
 
@@ -53,7 +55,7 @@ def _against_the_baseline(study: Study) -> Iterator[str]:
             found = [result for result in told if better(result.differences[measure], measure) is verdict]
             found.sort(key=lambda result: abs(result.differences[measure].mean), reverse=True)
             if found:
-                listed = "; ".join(
+                listed = _listed(
                     f"{result.configuration.name} ({_signed(result.differences[measure], scale, digits)})"
                     for result in found
                 )
@@ -62,7 +64,7 @@ def _against_the_baseline(study: Study) -> Iterator[str]:
         if alike:
             yield (
                 f"Not told apart from the baseline in {name}, at this number of seeds: "
-                f"{'; '.join(result.configuration.name for result in alike)}."
+                f"{_listed(result.configuration.name for result in alike)}."
             )
     count = 2 * len(told)
     if count >= 10:
@@ -130,7 +132,7 @@ def _sampling(study: Study) -> Iterator[str]:
             if names := verdicts[verdict]:
                 yield (
                     f"MC dropout's {name}, uncalibrated, is {word} than weight scaling's for {len(names)} of {total} "
-                    f"configurations with dropout: {'; '.join(names)}."
+                    f"configurations with dropout: {_listed(names)}."
                 )
 
 
@@ -142,10 +144,10 @@ def _sizes(study: Study) -> Iterator[str]:
         told = [
             (result.configuration.train_images, better(result.differences[measure], measure)) for _, result in pairs
         ]
-        for verdict, word in ((True, "improves"), (False, "worsens")):
+        for verdict, word in ((True, "better"), (False, "worse"), (None, "not told apart")):
             found = [f"{images:,}" for images, each in told if each is verdict]
             if found:
-                yield f"It {word} the {name} at {', '.join(found)} training images."
+                yield f"By size, {name} is {word} beside its baseline with {', '.join(found)} training images."
 
 
 def _grids(study: Study) -> Iterator[str]:
@@ -170,6 +172,12 @@ def _variance_shift(study: Study) -> Iterator[str]:
                 f"{result.configuration.name}: the variance that batch norm meets at test time is {min(shifts):.2f} to "
                 f"{max(shifts):.2f} times that which it learnt in training (medians over units, by layer and run)."
             )
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = len(found) - MOST_NAMED
+    return "; ".join(found[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _signed(value: Interval, scale: float, digits: int) -> str:

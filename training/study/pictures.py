@@ -201,8 +201,8 @@ def heat_maps(study: Study) -> Picture | None:
             f"{label} by rates of input and hidden dropout, learning rate {grid.learning_rate}",
             _heat_map(grid, measure, f"{label}, learning rate {grid.learning_rate}", (scale, digits)),
         )
-        for grid in found
         for measure, label, scale, digits in measures
+        for grid in found
     )
     return Picture(
         "Mean over the seeds; darker is better, and the best is framed. Without dropout there is nothing to sample.",

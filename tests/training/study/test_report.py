@@ -34,6 +34,18 @@ class TestConclusions:
         assert "Not told apart from the baseline in test accuracy, at this number of seeds: other." in text
         assert "accuracy better" not in text
 
+    def test_long_lists_are_cut(self) -> None:
+        names = [f"n{number}" for number in range(10)]
+        made = study(
+            [configuration("plain"), *(configuration(name, "plain") for name in names)],
+            [run("plain", seed, accuracy=0.8) for seed in range(3)]
+            + [
+                run(name, seed, accuracy=0.81 + 0.01 * number) for number, name in enumerate(names) for seed in range(3)
+            ],
+        )
+        assert "percentage points: n9 (+10.00); n8 (+9.00); " in said(made)
+        assert "; n2 (+3.00); and 2 more." in said(made)
+
     def test_one_seed_tells_nothing(self) -> None:
         text = said(compared(0.1, seeds=1))
         assert "a second seed is needed" in text
@@ -72,8 +84,8 @@ class TestConclusions:
 
     def test_sizes(self) -> None:
         text = said(by_size())
-        assert "It improves the test accuracy at 1,000, 5,000 training images." in text
-        assert "It worsens the test accuracy at 100 training images." in text
+        assert "By size, test accuracy is better beside its baseline with 1,000, 5,000 training images." in text
+        assert "By size, test accuracy is worse beside its baseline with 100 training images." in text
 
     def test_grids(self) -> None:
         text = said(grid())
