@@ -15,6 +15,7 @@ from calibration import score as scoring
 from calibration.calibrators import calibrate
 from calibration.log_command import log_command
 from calibration.masks import DEFAULT_DESIGN, DESIGNS
+from calibration.prediction import DEFAULT_STRATEGIES, build_strategy
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, STRATEGIES, applicable
 from calibration.subnetworks import NoActiveDropoutError, UnsupportedNetworkError
 from models import bundle as bundles
@@ -208,7 +209,7 @@ def compare_command(
     "--strategy",
     "strategy_name",
     type=click.Choice(STRATEGIES),
-    help=f"Default: the first of {', '.join(scoring.DEFAULT_STRATEGIES)} that the network allows.",
+    help=f"Default: the first of {', '.join(DEFAULT_STRATEGIES)} that the network allows.",
 )
 @click.option(
     "--samples", type=click.IntRange(2, 1024), help="Sub-networks. Default: as many as BUNDLE was calibrated with."
@@ -239,7 +240,7 @@ def score_command(
     if out.suffix.lower() not in scoring.SUFFIXES:
         raise click.BadParameter(f"{out} should end in {' or '.join(scoring.SUFFIXES)}", param_hint="'--out'")
     bundle = bundles.load(bundle_name)
-    strategy = scoring.build_strategy(bundle, strategy_name, samples)
+    strategy = build_strategy(bundle, strategy_name, samples)
     with progress_bar("images") as progress:
         task = progress.add_task("Reading", total=None)
         images = own_images.read(

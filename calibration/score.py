@@ -12,21 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
-from calibration import strategies
 from calibration.answers import DECIMALS, answers
 from calibration.decisions import DecisionRule
-from calibration.strategies import Sampling, Strategy
+from calibration.strategies import Strategy
 from models import storage
 from models.bundle import Bundle
 from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR
 from training.own_images import OwnImages
 
-__all__ = ["DEFAULT_STRATEGIES", "SUFFIXES", "Scores", "build_strategy", "new_table", "score"]
+__all__ = ["SUFFIXES", "Scores", "new_table", "score"]
 
 SCHEMA = 2
 SUFFIXES = (".parquet", ".csv")
-DEFAULT_STRATEGIES = ("mc_dropout", "weight_scaling")
-"""The first that the network allows is taken."""
 IMAGES_AT_ONCE = 8192
 """Rows that are held as Python objects, and written, at a time."""
 
@@ -38,27 +35,6 @@ class Scores:
     images: int
     mean_confidence: float
     accuracy: float | None
-
-
-def build_strategy(bundle: Bundle, name: str | None = None, samples: int | None = None) -> Strategy:
-    """The strategy that the service would use: with the sub-networks that ``bundle`` was calibrated with.
-
-    ``name`` is by default the first of :data:`DEFAULT_STRATEGIES` that the network allows, ``samples`` as many as the
-    calibration was fitted with. Raises what :func:`calibration.strategies.build` raises.
-    """
-    shape = bundle.card.input.shape
-    if name is None:
-        allowed = strategies.applicable(bundle.network, shape)
-        name = next(default for default in DEFAULT_STRATEGIES if default in allowed)
-    fitted = Sampling.of(bundle.calibration)
-    return strategies.build(
-        name,
-        bundle.network,
-        shape,
-        samples=fitted.samples if samples is None else samples,
-        seed=fitted.seed,
-        design=fitted.design,
-    )
 
 
 def score(

@@ -148,13 +148,19 @@ def test_the_python_example(
     )
 
 
-def test_the_library_example() -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_library_examples(number: int) -> None:
     names: dict[str, Any] = {}
-    exec(blocks("python")[1], names)  # noqa: S102
+    exec(blocks("python")[number], names)  # noqa: S102
     distribution = names["distribution"]
     assert distribution.mean.shape == (5, 10)
     assert distribution.mutual_information.shape == (5,)
     assert distribution.standard_error.isfinite().all()
+    assert (distribution.temperature == 1) == (number == 2)
+
+
+def test_every_python_example_is_run() -> None:
+    assert len(blocks("python")) == 3
 
 
 def assert_nearly_equal(found: Any, expected: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.pictures import SIDE, PictureError, decode
 from training.data import DataError
 
-__all__ = ["OwnImages", "read"]
+__all__ = ["OwnImages", "checked_pixels", "read"]
 
 HOW_TO_SAVE = "save them with np.savez(file, images=pixels, labels=class_indices), labels being optional"
 
@@ -117,7 +117,7 @@ def _read_arrays(path: Path, classes: Sequence[str]) -> OwnImages:
         if name not in arrays.files:
             found = ", ".join(arrays.files) or "nothing"
             raise DataError(f"{path} does not hold an array `images`, but {found}; {HOW_TO_SAVE}")
-        pixels = _checked_pixels(_array(path, arrays, name), f"`{name}` in {path}")
+        pixels = checked_pixels(_array(path, arrays, name), f"`{name}` in {path}")
         labels = None
         if "labels" in arrays.files and name != "labels":
             labels = _checked_labels(_array(path, arrays, "labels"), len(pixels), classes, f"`labels` in {path}")
@@ -148,7 +148,11 @@ def _array(path: Path, arrays: Any, name: str) -> NDArray[Any]:
     return array
 
 
-def _checked_pixels(array: NDArray[Any], place: str) -> Tensor:
+def checked_pixels(array: NDArray[Any], place: str) -> Tensor:
+    """``array`` ``[N, 28, 28]`` or ``[N, 784]``, uint8 or float in 0..255, as uint8 or float32 ``[N, 28, 28]``.
+
+    Raises :class:`~training.data.DataError` for another; ``place`` is what it is called there.
+    """
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise DataError(f"{place} are of type {array.dtype}; they should be uint8, or float in 0..255")
     if array.shape[1:] not in ((SIDE, SIDE), (SIDE * SIDE,)):

@@ -19,6 +19,7 @@ from calibration import score as scoring
 from calibration.__main__ import main
 from calibration.answers import Answer, UncertaintyAnswer, answers
 from calibration.decisions import DecisionRule
+from calibration.prediction import build_strategy
 from calibration.predictive import PredictiveDistribution
 from calibration.strategies import STRATEGIES
 from calibration.subnetworks import NoActiveDropoutError
@@ -97,7 +98,7 @@ def test_the_command_writes_a_parquet_table(shipped: bundle.Bundle, labelled_pic
 
 
 def test_csv_and_parquet_agree(shipped: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
-    strategy = scoring.build_strategy(shipped, samples=4)
+    strategy = build_strategy(shipped, samples=4)
     for suffix in scoring.SUFFIXES:
         scoring.score(shipped, strategy, some(fashion), tmp_path / f"scores{suffix}", coverage=0.999)
     table = parquet.read_table(tmp_path / "scores.parquet")
@@ -121,7 +122,7 @@ def test_the_answers_are_those_of_the_service(tmp_path: Path, shipped: bundle.Bu
     shutil.copy(BOOT, tmp_path)
     pixels = decode(BOOT.read_bytes(), "auto").astype(np.float32).reshape(1, 28, 28)
     expected = answer(shipped, pixels, strategy=strategy, samples=16)
-    built = scoring.build_strategy(shipped, strategy, 16)
+    built = build_strategy(shipped, strategy, 16)
     out = tmp_path / "out" / "scores.parquet"
     scores = scoring.score(shipped, built, read(tmp_path, CLASSES), out)
     (row,) = parquet.read_table(out).to_pylist()
@@ -147,7 +148,7 @@ def test_the_defaults_are_those_of_the_service(shipped: bundle.Bundle, plain: bu
     otherwise = shipped.calibration.model_copy(update={"samples": 8, "seed": 7, "design": "independent"})
     pixels = torch.rand(4, 28, 28) * 255
     for used in (shipped, plain, bundle.load(tmp_path / "uncalibrated"), replace(shipped, calibration=otherwise)):
-        strategy, expected = scoring.build_strategy(used), answer(used, pixels.numpy())
+        strategy, expected = build_strategy(used), answer(used, pixels.numpy())
         assert (strategy.name, strategy.samples) == (expected["strategy"], expected["samples"])
         out = tmp_path / "scores.parquet"
         scoring.score(used, strategy, OwnImages(tuple("abcd"), pixels, None), out)
@@ -194,7 +195,7 @@ def test_many_images_in_steps(
     shipped: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = some(fashion, 500)
-    strategy = scoring.build_strategy(shipped, "weight_scaling")
+    strategy = build_strategy(shipped, "weight_scaling")
     whole = scoring.score(shipped, strategy, images, tmp_path / "whole.parquet")
     monkeypatch.setattr(scoring, "IMAGES_AT_ONCE", 64)
     done: list[int] = []
@@ -224,7 +225,7 @@ def test_a_bundle_without_dropout(plain: bundle.Bundle, fashion: FashionMNISTSpl
     for field in ("uncertainty.aleatoric", "uncertainty.epistemic", "standard_error"):
         assert table[field].null_count == 3
     with pytest.raises(NoActiveDropoutError, match="use the weight_scaling strategy"):
-        scoring.build_strategy(plain, "mc_dropout")
+        build_strategy(plain, "mc_dropout")
 
 
 @pytest.mark.parametrize("suffix", scoring.SUFFIXES)
@@ -244,7 +245,7 @@ def test_what_is_interrupted_leaves_the_old_table(
         if len(done) == 2:
             raise error
 
-    strategy = scoring.build_strategy(plain)
+    strategy = build_strategy(plain)
     with pytest.raises(error):
         scoring.score(plain, strategy, some(fashion), out, on_images=interrupted)
     assert out.read_text() == "old"
@@ -267,7 +268,7 @@ def test_a_full_disk_leaves_the_old_table(
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        scoring.score(plain, scoring.build_strategy(plain), some(fashion), out)
+        scoring.score(plain, build_strategy(plain), some(fashion), out)
     assert out.read_text() == "old"
     assert listing(tmp_path) == [out.name]
 
@@ -275,7 +276,7 @@ def test_a_full_disk_leaves_the_old_table(
 def test_a_table_of_another_kind_is_refused(plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
     out = tmp_path / "scores.xlsx"
     with pytest.raises(ValueError, match=r"scores\.xlsx should end in \.parquet or \.csv"):
-        scoring.score(plain, scoring.build_strategy(plain), some(fashion), out)
+        scoring.score(plain, build_strategy(plain), some(fashion), out)
     done = invoke("nowhere", BOOT.parent, "--out", out)
     assert done.exit_code == 2
     assert f"Invalid value for '--out': {out} should end in .parquet or .csv" in " ".join(done.output.split())
