@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -11,6 +11,7 @@ __all__ = [
     "DEFAULT_COVERAGE",
     "DEFAULT_TARGET_ERROR",
     "AbstentionRecord",
+    "Augmentation",
     "Calibration",
     "Card",
     "ConformalMethod",
@@ -24,6 +25,7 @@ __all__ = [
     "Record",
     "Regularisation",
     "Scaling",
+    "Schedule",
     "StrategyCalibration",
     "TrainingRecord",
     "first_fault",
@@ -109,12 +111,32 @@ class Regularisation(Record):
     delta_rule: DeltaRule | None = None
 
 
-NO_REGULARISATION = Regularisation()
+class Augmentation(Record):
+    """Random changes of the training images, drawn anew each time that they are seen; see
+    :mod:`training.augmentation`. ``shift`` is in pixels, ``erase`` the probability that a rectangle is erased."""
+
+    flip: bool = False
+    shift: int = Field(default=0, ge=0, lt=28)
+    erase: float = Field(default=0.0, ge=0, le=1)
+
+
+Schedule = Literal["constant", "one_cycle"]
+
+
+def _left_out(default: Any) -> Any:
+    """A field that is not written where it has its ``default``, so that cards from before it was recorded keep their
+    checksums."""
+    return Field(default=default, exclude_if=lambda value: value == default)
 
 
 class Recipe(Record):
-    """How to train, by Adam. ``seed`` draws initial weights, the order of examples, dropout and noise. ``patience``:
-    epochs without a better validation loss before early stopping ends the run."""
+    """How to train, by Adam. ``seed`` draws initial weights, the order of examples, dropout, noise and augmentation.
+    ``patience``: epochs without a better validation loss before early stopping ends the run.
+
+    ``schedule`` is that of the learning rate: with ``one_cycle`` (Smith & Topin 2018) ``learning_rate`` is the highest,
+    which it rises to and falls from. ``averaging``, if it is not 0, is the decay, at each batch, of an exponential
+    moving average of the weights (Polyak & Juditsky 1992), which are then kept in their place.
+    """
 
     epochs: int = Field(default=5, ge=1)
     learning_rate: float = Field(default=0.001, gt=0)
@@ -122,10 +144,10 @@ class Recipe(Record):
     seed: int = 0
     early_stopping: bool = False
     patience: int = Field(default=3, ge=1)
-    # Left out where there is none, so that cards from before it was recorded keep their checksums.
-    regularisation: Regularisation = Field(
-        default=NO_REGULARISATION, exclude_if=lambda value: value == NO_REGULARISATION
-    )
+    regularisation: Regularisation = _left_out(Regularisation())
+    augmentation: Augmentation = _left_out(Augmentation())
+    schedule: Schedule = _left_out("constant")
+    averaging: Annotated[float, Field(ge=0, lt=1)] = _left_out(0.0)
 
 
 class TrainingRecord(Recipe):

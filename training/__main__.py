@@ -11,10 +11,18 @@ from pydantic import ValidationError
 
 from models import bundle, networks, storage
 from models.command_line import NumberList, error_console, progress_bar, run
-from models.records import first_fault
+from models.records import Schedule, first_fault
 from training import bundling, data, outliers, regularisers
 from training.fit import DivergedError, EpochRecord, Recipe
-from training.options import MAX_SEED, Argument, data_option, regularisation_from, regularisation_options
+from training.options import (
+    MAX_SEED,
+    Argument,
+    augmentation_from,
+    data_option,
+    recipe_options,
+    regularisation_from,
+    regularisation_options,
+)
 from training.study.command import study_command
 
 
@@ -47,7 +55,7 @@ def data_command(data_folder: Path | None) -> None:
     type=click.FloatRange(min=0, min_open=True),
     default=0.001,
     show_default=True,
-    help="Adam's learning rate.",
+    help="Adam's learning rate; the highest, if it is scheduled.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option(
@@ -72,6 +80,7 @@ def data_command(data_folder: Path | None) -> None:
     help="Any argument of the network; the value is JSON, or a word: batch_norm=before_dropout, channels=[16,32].",
 )
 @regularisation_options
+@recipe_options
 @click.option(
     "--early-stopping/--no-early-stopping",
     default=False,
@@ -102,7 +111,8 @@ def fit_command(
     *,
     network_name: str, epochs: int, lr: float, batch_size: int, seed: int, dropout: tuple[float, ...] | None,
     hidden_widths: tuple[int, ...] | None, others: tuple[tuple[str, Any], ...], early_stopping: bool, patience: int,
-    split_seed: int, name: str | None, out: Path, overwrite: bool, data_folder: Path | None, **regularisation: Any,
+    split_seed: int, name: str | None, out: Path, overwrite: bool, data_folder: Path | None, schedule: Schedule,
+    averaging: float, **others_of_the_recipe: Any,
 ) -> None:  # fmt: skip
     """Train NETWORK and write a bundle: weights, card, history and curves.
 
@@ -114,7 +124,9 @@ def fit_command(
         network = networks.build(network_name, arguments)
         recipe = Recipe(
             epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed, early_stopping=early_stopping,
-            patience=patience, regularisation=regularisation_from(regularisation),
+            patience=patience, schedule=schedule, averaging=averaging,
+            regularisation=regularisation_from(others_of_the_recipe),
+            augmentation=augmentation_from(others_of_the_recipe),
         )  # fmt: skip
         if recipe.regularisation.activation_noise:
             regularisers.activations_of(network)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.records import Recipe
+from models.records import Augmentation, Recipe
 from training import regularisers
+from training.augmentation import augmented
 from training.data import LabelledImages
 
 __all__ = ["DivergedError", "EpochRecord", "Fitted", "Recipe", "evaluate", "fit"]
@@ -69,19 +70,16 @@ def fit(
 ) -> Fitted:
     """Train ``network`` in place, and leave it in eval mode with the weights of ``best_epoch``.
 
-    ``prepare`` turns uint8 pixels ``[N, 28, 28]`` into the network's input; it is applied once, to all images.
-    ``on_batch`` is told the number of images of each batch done, ``on_epoch`` each epoch's figures. All randomness
-    (order of examples, dropout, noise) comes from ``recipe.seed``; torch's global generator is left as it was.
+    ``prepare`` turns uint8 pixels ``[N, 28, 28]`` into the network's input; it is applied once, to all images, or to
+    each batch where they are augmented. ``on_batch`` is told the number of images of each batch done, ``on_epoch`` each
+    epoch's figures. All randomness (order of examples, dropout, noise, augmentation) comes from ``recipe.seed``;
+    torch's global generator is left as it was.
 
     With early stopping the best epoch is the one with the least validation loss, otherwise the last.
     Raises :class:`DivergedError` when the loss is no longer finite.
     """
-    inputs, labels = prepare(train.pixels), train.labels
+    training = _Training(network, train, recipe, prepare)
     validation_inputs = prepare(validation.pixels)
-    wanted = recipe.regularisation
-    optimizer = regularisers.optimizer_for(network, recipe)
-    weights = regularisers.weights_of(network)
-    stochastic = regularisers.stochastic_weights(network, wanted)
     history: list[EpochRecord] = []
     best_epoch, best_loss = 0, math.inf
     best_state = _copy_of_state(network)
@@ -92,50 +90,26 @@ def fit(
         network.eval()
         return DivergedError(message, Fitted(tuple(history), best_epoch, "diverged"))
 
-    with torch.random.fork_rng(devices=[]), regularisers.activation_noise(network, wanted.activation_noise):
+    noise = regularisers.activation_noise(network, recipe.regularisation.activation_noise)
+    with torch.random.fork_rng(devices=[]), noise:
         torch.manual_seed(recipe.seed)
         for epoch in range(1, recipe.epochs + 1):
             started = time.perf_counter()
-            network.train()
-            loss_sum, correct = 0.0, 0
-            for number, batch in enumerate(torch.randperm(len(labels)).split(recipe.batch_size), start=1):
-                with ExitStack() as drawn:
-                    for each in stochastic:
-                        drawn.enter_context(each.drawn())
-                    logits = network(regularisers.noisy(inputs[batch], wanted.input_noise))
-                    loss = F.cross_entropy(logits, labels[batch])
-                    trained_on = (
-                        F.cross_entropy(logits, labels[batch], label_smoothing=wanted.label_smoothing)
-                        if wanted.label_smoothing
-                        else loss
-                    )
-                    optimizer.zero_grad()
-                    trained_on.backward()
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise diverged(f"the training loss became {value} in epoch {epoch}, batch {number}")
-                optimizer.step()
-                if wanted.max_norm is not None:
-                    regularisers.bound_norms(weights, wanted.max_norm)
-                loss_sum += value * len(batch)
-                correct += int((logits.argmax(1) == labels[batch]).sum())
-                on_batch(len(batch))
+            try:
+                train_loss, train_accuracy = training.epoch(on_batch)
+            except _NotFiniteError as error:
+                raise diverged(
+                    f"the training loss became {error.value} in epoch {epoch}, batch {error.batch}"
+                ) from None
             seconds = time.perf_counter() - started
-            validation_loss, validation_accuracy = evaluate(network, validation_inputs, validation.labels)
+            validation_loss, validation_accuracy = evaluate(training.kept, validation_inputs, validation.labels)
             if not math.isfinite(validation_loss):
                 raise diverged(f"the validation loss became {validation_loss} in epoch {epoch}")
-            record = EpochRecord(
-                epoch,
-                loss_sum / len(labels),
-                correct / len(labels),
-                validation_loss,
-                validation_accuracy,
-                seconds,
-            )
+            record = EpochRecord(epoch, train_loss, train_accuracy, validation_loss, validation_accuracy, seconds)
             history.append(record)
             on_epoch(record)
             if not recipe.early_stopping or validation_loss < best_loss:
-                best_epoch, best_loss, best_state = epoch, validation_loss, _copy_of_state(network)
+                best_epoch, best_loss, best_state = epoch, validation_loss, _copy_of_state(training.kept)
             elif epoch - best_epoch >= recipe.patience:
                 stopped = "early"
                 break
@@ -143,6 +117,72 @@ def fit(
     network.load_state_dict(best_state)
     network.eval()
     return Fitted(tuple(history), best_epoch, stopped)
+
+
+class _NotFiniteError(Exception):
+    def __init__(self, value: float, batch: int) -> None:
+        super().__init__()
+        self.value, self.batch = value, batch
+
+
+class _Training:
+    """A network under training, by torch's global random numbers: what is the same in every epoch, and what goes on
+    from one to the next. ``kept`` has the weights to be kept: the network itself, or its moving average."""
+
+    def __init__(
+        self, network: nn.Module, train: LabelledImages, recipe: Recipe, prepare: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._network, self._train, self._recipe, self._prepare = network, train, recipe, prepare
+        self._inputs = prepare(train.pixels) if recipe.augmentation == Augmentation() else None
+        self._optimizer = regularisers.optimizer_for(network, recipe)
+        steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
+        self._schedule = regularisers.schedule_for(self._optimizer, recipe, steps)
+        self._average = regularisers.averaged(network, recipe.averaging)
+        self._weights = regularisers.weights_of(network)
+        self._stochastic = regularisers.stochastic_weights(network, recipe.regularisation)
+        self.kept = network if self._average is None else self._average.module
+
+    def epoch(self, on_batch: Callable[[int], None]) -> tuple[float, float]:
+        """Mean loss and accuracy. Raises :class:`_NotFiniteError` when the loss is no longer finite."""
+        self._network.train()
+        loss_sum, correct = 0.0, 0
+        for number, batch in enumerate(torch.randperm(len(self._train)).split(self._recipe.batch_size), start=1):
+            labels = self._train.labels[batch]
+            loss, logits = self._loss(batch, labels)
+            if not math.isfinite(loss):
+                raise _NotFiniteError(loss, number)
+            self._optimizer.step()
+            if (bound := self._recipe.regularisation.max_norm) is not None:
+                regularisers.bound_norms(self._weights, bound)
+            self._schedule.step()
+            if self._average is not None:
+                self._average.update_parameters(self._network)
+            loss_sum += loss * len(batch)
+            correct += int((logits.argmax(1) == labels).sum())
+            on_batch(len(batch))
+        return loss_sum / len(self._train), correct / len(self._train)
+
+    def _loss(self, batch: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """Of the images with the indices ``batch``, with their logits; leaves its gradient in the weights."""
+        wanted = self._recipe.regularisation
+        with ExitStack() as drawn:
+            for each in self._stochastic:
+                drawn.enter_context(each.drawn())
+            logits: Tensor = self._network(regularisers.noisy(self._images(batch), wanted.input_noise))
+            loss = F.cross_entropy(logits, labels)
+            trained_on = (
+                F.cross_entropy(logits, labels, label_smoothing=wanted.label_smoothing)
+                if wanted.label_smoothing
+                else loss
+            )
+            self._optimizer.zero_grad()
+            trained_on.backward()
+        return loss.item(), logits
+
+    def _images(self, batch: Tensor) -> Tensor:
+        if self._inputs is None:
+            return self._prepare(augmented(self._train.pixels[batch], self._recipe.augmentation))
+        return self._inputs[batch]
 
 
 @torch.inference_mode()

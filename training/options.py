@@ -6,13 +6,21 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
-from models.records import DeltaRule, Regularisation
+from models.records import Augmentation, DeltaRule, Regularisation, Schedule
 
-__all__ = ["MAX_SEED", "Argument", "data_option", "regularisation_from", "regularisation_options"]
+__all__ = [
+    "MAX_SEED",
+    "Argument",
+    "augmentation_from",
+    "data_option",
+    "recipe_options",
+    "regularisation_from",
+    "regularisation_options",
+]
 
 MAX_SEED = 2**63 - 1
 """What torch's generators take."""
@@ -86,6 +94,50 @@ def regularisation_options(function: Decorated) -> Decorated:
     return function
 
 
+def recipe_options(function: Decorated) -> Decorated:
+    """The options that :func:`augmentation_from` takes, and ``schedule`` and ``averaging``."""
+    options = [
+        click.option(
+            "--schedule",
+            type=click.Choice(get_args(Schedule)),
+            default="constant",
+            show_default=True,
+            help="Of the learning rate; one_cycle rises to --lr and falls again.",
+        ),
+        click.option(
+            "--averaging",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+            show_default=True,
+            help="Decay, at each batch, of a moving average of the weights that is kept in their place; 0: none.",
+        ),
+        click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror half of the training images."),
+        click.option(
+            "--shift",
+            type=click.IntRange(0, 27),
+            default=0,
+            show_default=True,
+            help="Move training images by up to so many pixels.",
+        ),
+        click.option(
+            "--erase",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            show_default=True,
+            help="Probability that a rectangle of a training image is erased.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def augmentation_from(options: Mapping[str, Any]) -> Augmentation:
+    """What ``flip``, ``shift`` and ``erase`` of the :func:`recipe_options` say."""
+    return Augmentation(**{name: options[name] for name in Augmentation.model_fields})
+
+
 def regularisation_from(options: Mapping[str, Any]) -> Regularisation:
     """What the :func:`regularisation_options` say."""
-    return Regularisation(**{**options, "delta_rule": DeltaRule() if options["delta_rule"] else None})
+    given = {name: options[name] for name in Regularisation.model_fields}
+    return Regularisation(**{**given, "delta_rule": DeltaRule() if options["delta_rule"] else None})

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.records import DeltaRule, Recipe, Regularisation
 
@@ -18,16 +20,20 @@ __all__ = [
     "StochasticWeights",
     "activation_noise",
     "activations_of",
+    "averaged",
     "bernoulli",
     "bound_norms",
     "noisy",
     "normal",
     "optimizer_for",
+    "schedule_for",
     "stochastic_weights",
     "weights_of",
 ]
 
 NO_ACTIVATION = (nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin, nn.MultiheadAttention)
+RISE = 0.3
+"""Share of the batches over which the one cycle's learning rate rises."""
 
 
 def weights_of(network: nn.Module) -> list[nn.Parameter]:
@@ -65,6 +71,18 @@ def optimizer_for(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     others = [parameter for parameter in network.parameters() if id(parameter) not in theirs]
     groups = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
     return kind([group for group in groups if group["params"]], lr=recipe.learning_rate, fused=True)
+
+
+def schedule_for(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
+    """The learning rate over ``steps`` batches: constant, or one cycle that rises for :data:`RISE` of them."""
+    if recipe.schedule == "constant":
+        return ConstantLR(optimizer, factor=1.0)
+    return OneCycleLR(optimizer, recipe.learning_rate, steps, pct_start=RISE, cycle_momentum=False)
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel | None:
+    """What keeps the moving averages of the weights and of batch norm's statistics; ``None`` for a ``decay`` of 0."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
 def noisy(inputs: Tensor, deviation: float) -> Tensor:

@@ -19,6 +19,10 @@ from tests.conftest import write_bundle
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "CNN": ("CNN", {"channels": [4, 6], "hidden_width": 16}),
     "CNN, elements": ("CNN", {"channels": [4], "hidden_width": 16, "trunk_kind": "element", "batch_norm": True}),
+    "CNN, deep": (
+        "CNN",
+        {"channels": [4, 6], "hidden_width": 16, "convolutions": 2, "trunk_dropout": [0, 0.2], "batch_norm": True},
+    ),
     "RowRecurrent": ("RowRecurrent", {"width": 16}),
     "RowRecurrent, naive": ("RowRecurrent", {"width": 16, "mask": "naive"}),
     "VisionTransformer": ("VisionTransformer", {"width": 16, "heads": 2}),
@@ -118,6 +122,9 @@ def test_the_weights_have_the_same_names_at_all_rates(name: str) -> None:
         ("CNN", {"channels": [8, "8"]}, r"channels\[1\] must be a whole number .* got '8'"),
         ("CNN", {"hidden_width": 1.5}, "hidden_width must be a whole number"),
         ("CNN", {"trunk_dropout": 1}, r"trunk_dropout must be a dropout rate in \[0, 1\), got 1"),
+        ("CNN", {"trunk_dropout": [0.1]}, r"one rate, or one for each of the 2 stages, got \[0.1\]"),
+        ("CNN", {"trunk_dropout": [0.1, -1]}, r"trunk_dropout\[1\] must be a dropout rate .* got -1"),
+        ("CNN", {"convolutions": 0}, "convolutions must be a whole number from 1 to 65,536, got 0"),
         ("CNN", {"head_dropout": float("nan")}, "head_dropout must be .* got nan"),
         ("CNN", {"trunk_kind": "pixel"}, "trunk_kind must be one of channel, element, got 'pixel'"),
         ("CNN", {"batch_norm": "no"}, "batch_norm must be one of False, True, got 'no'"),
@@ -150,6 +157,16 @@ class TestCNN:
         expected = convolutions + (channels[-1] * side**2 + 1) * hidden + (hidden + 1) * 10
         network = CNN(channels, hidden)
         assert sum(parameter.numel() for parameter in network.parameters()) == expected
+        assert network(images(2)).shape == (2, 10)
+
+    def test_several_convolutions_and_a_rate_for_each_stage(self) -> None:
+        network = CNN([3, 4, 5], 6, convolutions=2, trunk_dropout=[0, 0.1, 0.2], batch_norm=True)
+        layers = [(each.in_channels, each.out_channels) for each in network.modules() if isinstance(each, nn.Conv2d)]
+        assert layers == [(1, 3), (3, 3), (3, 4), (4, 4), (4, 5), (5, 5)]
+        assert sum(isinstance(each, nn.BatchNorm2d) for each in network.modules()) == 6
+        rates = {calls_of(each, network, images(2))[0][0][0].shape[1:]: each.p for each in network.modules()
+                 if isinstance(each, nn.Dropout2d)}  # fmt: skip
+        assert rates == {(4, 7, 7): 0.1, (5, 3, 3): 0.2}
         assert network(images(2)).shape == (2, 10)
 
     @pytest.mark.parametrize("kind", ["channel", "element"])

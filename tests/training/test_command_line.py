@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from models import bundle
-from models.records import DeltaRule, Regularisation
+from models.records import Augmentation, DeltaRule, Regularisation
 from tests.command_line import ROOT, refused, run
 from training.bundling import load_ensemble, recipe_of
 
@@ -47,13 +47,14 @@ def test_fit_writes_a_whole_bundle(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_card_records_regularisation_and_any_argument(tmp_path: Path) -> None:
+def test_the_card_records_the_whole_recipe_and_any_argument(tmp_path: Path) -> None:
     out = tmp_path / "b"
     done = run(
         "training", "fit", "YourDropoutModel", "--dropout", "0.1,0.2", "--hidden-widths", "8", "-a",
         "dropout_kind=alpha", "--argument", "activation=selu", "--weight-decay", "0.01", "--decoupled",
         "--label-smoothing", "0.1", "--max-norm", "2", "--input-noise", "0.3", "--activation-noise", "0.2",
-        "--weight-noise", "0.05", "--delta-rule", "--batch-size", "2000", "--epochs", "1", "--out", out,
+        "--weight-noise", "0.05", "--delta-rule", "--schedule", "one_cycle", "--averaging", "0.9", "--flip", "--shift",
+        "2", "--erase", "0.25", "--batch-size", "2000", "--epochs", "1", "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     card = bundle.load(out).card
@@ -64,6 +65,8 @@ def test_the_card_records_regularisation_and_any_argument(tmp_path: Path) -> Non
         weight_decay=0.01, decoupled=True, label_smoothing=0.1, max_norm=2.0, input_noise=0.3, activation_noise=0.2,
         weight_noise=0.05, delta_rule=DeltaRule(),
     )  # fmt: skip
+    assert card.training.augmentation == Augmentation(flip=True, shift=2, erase=0.25)
+    assert (card.training.schedule, card.training.averaging) == ("one_cycle", 0.9)
     assert recipe_of(card, 7) == card.training.recipe.model_copy(update={"seed": 7})
     assert json.loads((out / "history.json").read_text())["recipe"]["regularisation"]["max_norm"] == 2
 
@@ -165,7 +168,8 @@ def test_help_is_complete(command: list[str]) -> None:
         for option in ("--epochs", "--lr", "--batch-size", "--seed", "--dropout", "--hidden-widths", "--early-stopping",
                        "--patience", "--split-seed", "--name", "--out", "--overwrite", "--data", "--argument",
                        "--weight-decay", "--decoupled", "--label-smoothing", "--max-norm", "--input-noise",
-                       "--activation-noise", "--weight-noise", "--delta-rule"):  # fmt: skip
+                       "--activation-noise", "--weight-noise", "--delta-rule", "--schedule", "--averaging", "--flip",
+                       "--shift", "--erase"):  # fmt: skip
             assert option in done.stdout
 
 

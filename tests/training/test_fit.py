@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models import bundle, networks, records
+from models.records import Augmentation
 from training.data import FashionMNISTSplits, LabelledImages
-from training.fit import DivergedError, EpochRecord, Recipe, evaluate, fit
+from training.fit import DivergedError, EpochRecord, Fitted, Recipe, evaluate, fit
+from training.regularisers import RISE, averaged, optimizer_for, schedule_for
 
 
 def prepare(pixels: Tensor) -> Tensor:
@@ -152,3 +154,69 @@ def test_diverging_in_the_first_epoch_leaves_the_initial_weights(small: tuple[La
 def test_impossible_recipes_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         Recipe(**{field: value})  # type: ignore[arg-type]
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_falls() -> None:
+    network, recipe = nn.Linear(2, 2), Recipe(learning_rate=0.01, schedule="one_cycle")
+    optimizer = optimizer_for(network, recipe)
+    schedule = schedule_for(optimizer, recipe, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.01)
+    top = rates.index(max(rates))
+    assert top == pytest.approx(100 * RISE, abs=1)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] < 0.001
+    assert rates[-1] < 1e-5
+
+
+def test_the_moving_average_of_weights_and_statistics() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    average = averaged(network, 0.75)
+    assert average is not None
+    expected: dict[str, Tensor] = {}
+    for _ in range(5):
+        network(torch.randn(8, 3))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update_parameters(network)
+        for name, value in network.state_dict().items():
+            moved = 0.75 * expected[name] + 0.25 * value if name in expected else value.clone()
+            expected[name] = moved
+    found = average.module.state_dict()
+    for name in ("0.weight", "0.bias", "1.running_mean", "1.running_var"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_what_is_kept_is_the_average_and_its_validation_is_told(small: tuple[LabelledImages, LabelledImages]) -> None:
+    def trained(recipe: Recipe) -> tuple[Fitted, dict[str, Tensor]]:
+        network = networks.build("YourDropoutModel", {"batch_norm": "before_dropout"}, seed=0)
+        fitted = fit(network, *small, recipe, prepare=prepare)
+        found = evaluate(network, prepare(small[1].pixels), small[1].labels)
+        last = fitted.history[-1]
+        assert found == pytest.approx((last.validation_loss, last.validation_accuracy), abs=1e-6)
+        return fitted, network.state_dict()
+
+    plain, plain_state = trained(Recipe(epochs=2))
+    average, average_state = trained(Recipe(epochs=2, averaging=0.5))
+    assert [record.train_loss for record in average.history] == [record.train_loss for record in plain.history]
+    assert any(not torch.equal(average_state[name], plain_state[name]) for name in plain_state)
+
+
+def test_augmented_images_are_trained_on_by_the_seed(
+    small: tuple[LabelledImages, LabelledImages], global_state: Tensor
+) -> None:
+    def trained(recipe: Recipe) -> list[float]:
+        network = networks.build("ReLUNet", seed=0)
+        return [record.train_loss for record in fit(network, *small, recipe, prepare=prepare).history]
+
+    recipe = Recipe(epochs=2, augmentation=Augmentation(flip=True, shift=2, erase=0.5))
+    assert trained(recipe) == trained(recipe)
+    assert trained(recipe)[-1] > trained(Recipe(epochs=2))[-1] + 0.05
+    assert torch.equal(torch.get_rng_state(), global_state)

@@ -20,7 +20,7 @@ __all__ = ["PRESETS", "PlanError", "load"]
 FOLDER = Path(__file__).parent / "presets"
 PRESETS: Mapping[str, Path] = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 """The plans that come with the project, by name."""
-MERGED = ("arguments", "recipe", "regularisation")
+MERGED = ("arguments", "recipe", "regularisation", "augmentation")
 """Tables of a configuration that are laid over the defaults' rather than put in their place."""
 
 
