@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,11 @@ def test_what_is_said_of_a_study(path: Path) -> None:
     for result in study.results:
         keys = [key_of(result.configuration, seed) for seed in range(plan.seeds)]
         assert [run.key for run in result.runs] == keys
+
+
+def test_the_figures_of_the_conclusion_are_those_of_the_tables() -> None:
+    """Those with two decimals or more; a difference may be told without its sign."""
+    conclusion, _, tables = (ROOT / "docs" / "study.md").read_text().partition("\n## The notebook")
+    said, known = (set(re.findall(r"[+−]?\d+\.\d{2,}", text)) for text in (conclusion, tables))
+    assert len(said) > 20
+    assert said - {"0.003"} <= known | {number.lstrip("+−") for number in known}
