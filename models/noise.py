@@ -21,7 +21,8 @@ def dropped(values: Tensor, p: float) -> Tensor:
     words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     levels = words.view(torch.int16)[: values.numel()].view(values.shape)
     kept = levels >= dropped_levels - LEVELS // 2
-    return values * kept.to(values.dtype).mul_(LEVELS / (LEVELS - dropped_levels))
+    # As bytes: torch turns truth values into floats one by one.
+    return values * kept.view(torch.uint8).to(values.dtype).mul_(LEVELS / (LEVELS - dropped_levels))
 
 
 class Dropout(nn.Dropout):

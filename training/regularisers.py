@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.records import DeltaRule, Recipe, Regularisation
@@ -73,10 +73,10 @@ def optimizer_for(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return kind([group for group in groups if group["params"]], lr=recipe.learning_rate, fused=True)
 
 
-def schedule_for(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
-    """The learning rate over ``steps`` batches: constant, or one cycle that rises for :data:`RISE` of them."""
+def schedule_for(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler | None:
+    """The learning rate over ``steps`` batches: one cycle that rises for :data:`RISE` of them; ``None``: constant."""
     if recipe.schedule == "constant":
-        return ConstantLR(optimizer, factor=1.0)
+        return None
     return OneCycleLR(optimizer, recipe.learning_rate, steps, pct_start=RISE, cycle_momentum=False)
 
 

@@ -160,6 +160,7 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls() -> None:
     network, recipe = nn.Linear(2, 2), Recipe(learning_rate=0.01, schedule="one_cycle")
     optimizer = optimizer_for(network, recipe)
     schedule = schedule_for(optimizer, recipe, 100)
+    assert schedule is not None
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
