@@ -111,6 +111,11 @@ def test_the_training_speed_is_the_benchmarks() -> None:
     seconds, notebook = rows["project"]["epoch_seconds"], rows["notebook"]["epoch_seconds"]
     speedup = rows["project"]["speedup"]
     assert f"{seconds:.2f} s; the notebook's way {notebook:.2f} s: {speedup:.1f} times as fast" in README
+    (study,) = (row for way, row in rows.items() if "side by side" in way)
+    assert (
+        f"{study['networks_epochs_per_second']:.2f} networks·epochs a second, {study['speedup']:.1f} times as many"
+        in " ".join(README.split())
+    )
 
 
 def test_links_lead_somewhere() -> None:
