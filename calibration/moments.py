@@ -48,7 +48,11 @@ class LogitMoments:
         classes = self.mean.shape[1]
         spread = self.covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(self.mean.dtype).tiny)
         jitter = 1e-5 * spread[:, None, None] * torch.eye(classes).to(self.mean)
-        root = torch.linalg.cholesky(self.covariance + jitter)
+        root, failed = torch.linalg.cholesky_ex(self.covariance + jitter)
+        if failed.any():
+            # Rounding may have left a covariance of low rank with eigenvalues below 0.
+            values, vectors = torch.linalg.eigh(self.covariance[failed > 0])
+            root[failed > 0] = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
         return self.mean + torch.einsum("bij,sj->sbi", root, _normal_points(classes).to(self.mean))
 
 

@@ -102,6 +102,21 @@ def test_the_points_have_the_moments() -> None:
     torch.testing.assert_close(covariance, moments.covariance, atol=0.3, rtol=0.05)
 
 
+def test_a_covariance_that_rounding_has_left_indefinite() -> None:
+    """Of low rank, with an eigenvalue slightly below 0: the points have it without that; other images are untouched."""
+    torch.manual_seed(0)
+    root = torch.randn(2, 4, 2, dtype=torch.float64)
+    sound = root @ root.mT
+    vectors = torch.linalg.eigh(sound[1])[1]
+    indefinite = sound[1] - 1e-3 * torch.outer(vectors[:, 0], vectors[:, 0])
+    mean = torch.randn(2, 4, dtype=torch.float64)
+    points = LogitMoments(mean, torch.stack([sound[0], indefinite])).points()
+    deviations = points[:, 1] - points[:, 1].mean(0)
+    torch.testing.assert_close(deviations.T @ deviations / len(points), sound[1], atol=0.1, rtol=0.05)
+    assert float((deviations @ vectors[:, 0]).abs().max()) < 1e-6
+    assert torch.equal(points[:, 0], LogitMoments(mean[:1], sound[:1]).points()[:, 0])
+
+
 def test_the_rate_can_be_another_at_test_time() -> None:
     network = networks.build("RandomDropoutModel", seed=0).eval()
     again = networks.build("YourDropoutModel", {"dropout": [0.1, 0.1, 0.1]}, seed=1).eval()
