@@ -11,18 +11,10 @@ from pydantic import ValidationError
 
 from models import bundle, networks, storage
 from models.command_line import NumberList, error_console, progress_bar, run
-from models.records import Schedule, first_fault
+from models.records import first_fault
 from training import bundling, data, outliers, regularisers
 from training.fit import DivergedError, EpochRecord, Recipe
-from training.options import (
-    MAX_SEED,
-    Argument,
-    augmentation_from,
-    data_option,
-    recipe_options,
-    regularisation_from,
-    regularisation_options,
-)
+from training.options import MAX_SEED, Argument, data_option, recipe_options, recipe_parts
 from training.study.command import study_command
 
 
@@ -79,7 +71,6 @@ def data_command(data_folder: Path | None) -> None:
     multiple=True,
     help="Any argument of the network; the value is JSON, or a word: batch_norm=before_dropout, channels=[16,32].",
 )
-@regularisation_options
 @recipe_options
 @click.option(
     "--early-stopping/--no-early-stopping",
@@ -111,8 +102,7 @@ def fit_command(
     *,
     network_name: str, epochs: int, lr: float, batch_size: int, seed: int, dropout: tuple[float, ...] | None,
     hidden_widths: tuple[int, ...] | None, others: tuple[tuple[str, Any], ...], early_stopping: bool, patience: int,
-    split_seed: int, name: str | None, out: Path, overwrite: bool, data_folder: Path | None, schedule: Schedule,
-    averaging: float, **others_of_the_recipe: Any,
+    split_seed: int, name: str | None, out: Path, overwrite: bool, data_folder: Path | None, **more: Any,
 ) -> None:  # fmt: skip
     """Train NETWORK and write a bundle: weights, card, history and curves.
 
@@ -124,9 +114,7 @@ def fit_command(
         network = networks.build(network_name, arguments)
         recipe = Recipe(
             epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed, early_stopping=early_stopping,
-            patience=patience, schedule=schedule, averaging=averaging,
-            regularisation=regularisation_from(others_of_the_recipe),
-            augmentation=augmentation_from(others_of_the_recipe),
+            patience=patience, **recipe_parts(more),
         )  # fmt: skip
         if recipe.regularisation.activation_noise:
             regularisers.activations_of(network)

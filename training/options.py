@@ -10,17 +10,9 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from models.records import Augmentation, DeltaRule, Regularisation, Schedule
+from models.records import Augmentation, DeltaRule, Record, Regularisation, Schedule
 
-__all__ = [
-    "MAX_SEED",
-    "Argument",
-    "augmentation_from",
-    "data_option",
-    "recipe_options",
-    "regularisation_from",
-    "regularisation_options",
-]
+__all__ = ["MAX_SEED", "Argument", "data_option", "recipe_options", "recipe_parts"]
 
 MAX_SEED = 2**63 - 1
 """What torch's generators take."""
@@ -56,8 +48,8 @@ class Argument(click.ParamType[tuple[str, Any]]):
             return name, content
 
 
-def regularisation_options(function: Decorated) -> Decorated:
-    """The options that :func:`regularisation_from` takes."""
+def recipe_options(function: Decorated) -> Decorated:
+    """The options that :func:`recipe_parts` takes."""
     deviation = partial(click.option, type=click.FloatRange(min=0), default=0.0, show_default=True)
     options = [
         deviation("--weight-decay", help="L2 penalty on weights, not on biases."),
@@ -88,15 +80,6 @@ def regularisation_options(function: Decorated) -> Decorated:
             show_default=True,
             help="Noise on each weight that follows its gradient: the stochastic delta rule.",
         ),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def recipe_options(function: Decorated) -> Decorated:
-    """The options that :func:`augmentation_from` takes, and ``schedule`` and ``averaging``."""
-    options = [
         click.option(
             "--schedule",
             type=click.Choice(get_args(Schedule)),
@@ -132,12 +115,16 @@ def recipe_options(function: Decorated) -> Decorated:
     return function
 
 
-def augmentation_from(options: Mapping[str, Any]) -> Augmentation:
-    """What ``flip``, ``shift`` and ``erase`` of the :func:`recipe_options` say."""
-    return Augmentation(**{name: options[name] for name in Augmentation.model_fields})
+def recipe_parts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the :func:`recipe_options` say: fields of a :class:`~models.records.Recipe`."""
 
+    def of(record: type[Record]) -> dict[str, Any]:
+        return {name: options[name] for name in record.model_fields}
 
-def regularisation_from(options: Mapping[str, Any]) -> Regularisation:
-    """What the :func:`regularisation_options` say."""
-    given = {name: options[name] for name in Regularisation.model_fields}
-    return Regularisation(**{**given, "delta_rule": DeltaRule() if options["delta_rule"] else None})
+    delta_rule = DeltaRule() if options["delta_rule"] else None
+    return {
+        "schedule": options["schedule"],
+        "averaging": options["averaging"],
+        "regularisation": Regularisation(**{**of(Regularisation), "delta_rule": delta_rule}),
+        "augmentation": Augmentation(**of(Augmentation)),
+    }
