@@ -201,6 +201,9 @@ def test_what_is_said_of_a_study(path: Path) -> None:
     text = (ROOT / "docs" / "study.md").read_text()
     assert markdown.summary(study) in text
     assert f"    {study.command}\n" in text
+    assert {figure.name for figure in path.parent.glob("*.png")} == set(
+        re.findall(rf'src="study/{study.name}/([^"]+)"', text)
+    )
     assert not study.failures
     plan = plans.load(study.name)
     assert tuple(result.configuration for result in study.results) == plan.configurations
