@@ -56,8 +56,8 @@ def fit_command(*, bundle_name: str, samples: int, seed: int, design: MaskDesign
     One half of the images serves the temperatures, the other prediction sets and abstention.
     """
     bundle = bundles.load(bundle_name, calibrated=False)
-    images = data.load(data_folder, split_seed=bundle.card.data.split_seed).calibration
-    calibration, scores = _calibrate(bundle, images, samples, seed, design)
+    splits = data.load(data_folder, split_seed=bundle.card.data.split_seed)
+    calibration, scores = _calibrate(bundle, splits, samples, seed, design)
     bundles.save_calibration(bundle, calibration, scores)
     for name, record in calibration.strategies.items():
         click.echo(
@@ -156,7 +156,7 @@ def _subject(
     if bundle.calibration is not None and bundle.scores is not None:
         calibration, scores = bundle.calibration, bundle.scores
     else:
-        calibration, scores = _calibrate(bundle, splits.calibration)
+        calibration, scores = _calibrate(bundle, splits)
     folder = ensembles / bundle.card.name
     members = bundling.load_ensemble(folder, bundle.card)
     if len(members) < 2:
@@ -264,7 +264,7 @@ main.add_command(log_command)
 
 def _calibrate(
     bundle: bundles.Bundle,
-    images: data.LabelledImages,
+    splits: data.FashionMNISTSplits,
     samples: int = DEFAULT_SAMPLES,
     seed: int = DEFAULT_SEED,
     design: MaskDesign = DEFAULT_DESIGN,
@@ -272,8 +272,9 @@ def _calibrate(
     with progress_bar("strategies") as progress:
         task = progress.add_task("Calibrating", total=len(applicable(bundle.network, bundle.card.input.shape)))
         return calibrate(
-            bundle, images, samples=samples, seed=seed, design=design, on_strategy=lambda _: progress.advance(task)
-        )
+            bundle, splits.calibration, train=splits.train, samples=samples, seed=seed, design=design,
+            on_strategy=lambda _: progress.advance(task),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

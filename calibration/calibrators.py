@@ -1,4 +1,4 @@
-"""All that is fitted on a bundle's calibration images: temperatures, prediction sets, abstention.
+"""All that is fitted on a bundle's calibration images: temperatures, prediction sets, abstention, novelty.
 
 The first half of the images serves the temperatures, the second half what promises something: a prediction set's
 coverage and an abstention's error are guaranteed only on images that had no part in the probabilities.
@@ -13,10 +13,12 @@ from torch import Tensor
 from calibration import conformal, strategies
 from calibration.abstention import guaranteed_threshold
 from calibration.masks import DEFAULT_DESIGN
+from calibration.novelty import fit_density
 from calibration.predictive import PredictiveSummary
 from calibration.scaling import FittedScaling, fit_scaling
+from calibration.sites import UnsupportedNetworkError
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED
-from models.bundle import Bundle, CalibrationScores, StrategyScores, software_versions
+from models.bundle import Bundle, CalibrationScores, FeatureDensity, StrategyScores, software_versions
 from models.records import CONFORMAL_METHODS, Calibration, MaskDesign, StrategyCalibration
 from training.data import LabelledImages
 
@@ -36,12 +38,14 @@ def calibrate(
     bundle: Bundle,
     images: LabelledImages,
     *,
+    train: LabelledImages | None = None,
     samples: int = DEFAULT_SAMPLES,
     seed: int = DEFAULT_SEED,
     design: MaskDesign = DEFAULT_DESIGN,
     on_strategy: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, CalibrationScores]:
-    """Calibrate every strategy that the bundle's network allows, on ``images``.
+    """Calibrate every strategy that the bundle's network allows, on ``images``; and fit the density of the features of
+    the images that it was trained on, if ``train`` are given and the network has such features.
 
     ``on_strategy`` is told the name of each strategy done. ``images`` must be the bundle's own calibration split:
     those of :func:`training.data.load` for the split seed in its card. They must be in random order.
@@ -66,7 +70,16 @@ def calibrate(
         strategies=records,
         versions=software_versions(),
     )
-    return calibration, CalibrationScores(for_thresholds.labels, scores)
+    return calibration, CalibrationScores(for_thresholds.labels, scores, _density(bundle, train, images))
+
+
+def _density(bundle: Bundle, train: LabelledImages | None, images: LabelledImages) -> FeatureDensity | None:
+    if train is None:
+        return None
+    try:
+        return fit_density(bundle, train, images)
+    except UnsupportedNetworkError:
+        return None
 
 
 def calibrate_strategy(

@@ -65,6 +65,8 @@ SCHEMA = pa.schema(
         ("total", NUMBER),
         ("aleatoric", NUMBER),
         ("epistemic", NUMBER),
+        ("novelty_distance", NUMBER),
+        ("novelty_p_value", NUMBER),
         ("standard_error", NUMBER),
         ("prediction_set", pa.list_(pa.string())),
         ("abstain", pa.bool_()),
@@ -85,8 +87,8 @@ class LoggedPrediction(BaseModel):
     """One image's answer. Fields that others add, BentoML among them, are passed over.
 
     ``timestamp`` is in the server's local time; ``id`` the request's X-Request-ID, and ``index`` the image's place in
-    it; ``samples`` the sub-networks asked; uncertainties are in nats; ``pixels`` are the base64 of 784 bytes, if the
-    service was told to log them.
+    it; ``samples`` the sub-networks asked; uncertainties are in nats; an older log has no novelty; ``pixels`` are the
+    base64 of 784 bytes, if the service was told to log them.
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
@@ -104,6 +106,8 @@ class LoggedPrediction(BaseModel):
     total: float
     aleatoric: float | None
     epistemic: float | None
+    novelty_distance: float | None = None
+    novelty_p_value: float | None = None
     standard_error: float | None
     prediction_set: list[str] | None
     abstain: bool | None

@@ -14,6 +14,7 @@ from pyarrow import csv, parquet
 
 from calibration.answers import DECIMALS, answers
 from calibration.decisions import DecisionRule
+from calibration.novelty import NoveltyDetector
 from calibration.strategies import Strategy
 from models import storage
 from models.bundle import Bundle
@@ -22,7 +23,7 @@ from training.own_images import OwnImages
 
 __all__ = ["SUFFIXES", "Scores", "new_table", "score"]
 
-SCHEMA = 2
+SCHEMA = 3
 SUFFIXES = (".parquet", ".csv")
 IMAGES_AT_ONCE = 8192
 """Rows that are held as Python objects, and written, at a time."""
@@ -72,15 +73,20 @@ def score(
     rule = DecisionRule.fitted(bundle, strategy.name, coverage, target_error)
     if rule is not None:
         metadata |= {"coverage": str(coverage), "target_error": str(target_error)}
+    detector = NoveltyDetector.of(bundle)
     classes, labels = bundle.card.classes, images.labels
     schema = _schema(classes, labelled=labels is not None).with_metadata(metadata)
     confidence, correct = 0.0, 0
     with new_table(out, schema) as write:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             chunk = slice(start, start + IMAGES_AT_ONCE)
-            summary = strategy.summarise(bundle.prepare(images.pixels[chunk]), scaling, on_images=on_images)
+            inputs = bundle.prepare(images.pixels[chunk])
+            summary = strategy.summarise(inputs, scaling, on_images=on_images)
             asked = [strategy.samples] * len(summary.mean)
-            found = answers(summary, classes, members=strategy.members, samples=asked, rule=rule)
+            found = answers(
+                summary, classes, members=strategy.members, samples=asked, rule=rule,
+                novelty=None if detector is None else detector(inputs),
+            )  # fmt: skip
             rows: list[dict[str, Any]] = [
                 {"image": name, **answer} for name, answer in zip(images.names[chunk], found, strict=True)
             ]
@@ -104,6 +110,7 @@ def _schema(classes: Sequence[str], *, labelled: bool) -> pa.Schema:
             ("confidence", number),
             ("probabilities", pa.struct([(name, number) for name in classes])),
             ("uncertainty", pa.struct([(part, number) for part in ("total", "aleatoric", "epistemic")])),
+            ("novelty", pa.struct([(part, number) for part in ("distance", "p_value")])),
             ("standard_error", number),
             ("samples", pa.int64()),
             ("prediction_set", pa.list_(pa.string())),

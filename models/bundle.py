@@ -19,7 +19,7 @@ import hashlib
 import platform
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,6 +53,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CalibrationScores",
+    "FeatureDensity",
     "StrategyScores",
     "attach_report",
     "attached_report",
@@ -65,6 +66,8 @@ __all__ = [
 ]
 
 SCORE_FIELDS = ("confidence", "correct", "total", "epistemic")
+DENSITY = "density."
+"""Before the names of a density's tensors."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,30 @@ class StrategyScores:
 
 
 @dataclass(frozen=True)
+class FeatureDensity:
+    """What :mod:`calibration.novelty` compares an image with: the training images in K discriminant directions of the
+    network's D features, scaled to a variance of 1 within each of the C classes. All float64.
+
+    ``centre`` ``[D]`` is the features' mean, ``directions`` ``[D, K]`` what projects them after it is taken away;
+    ``means`` ``[C, K]`` are the classes', ``background`` ``[K]`` the variances of all classes together, and
+    ``calibration`` ``[n]`` the relative distances of the calibration images, ascending.
+    """
+
+    centre: Tensor
+    directions: Tensor
+    means: Tensor
+    background: Tensor
+    calibration: Tensor
+
+
+@dataclass(frozen=True)
 class CalibrationScores:
-    """The calibration images' ``labels`` (int64 ``[n]``), and each strategy's scores of them."""
+    """The ``labels`` of the calibration images that thresholds come from (int64 ``[n]``), each strategy's scores of
+    them, and the ``density`` of the training images' features, if one was fitted."""
 
     labels: Tensor
     strategies: Mapping[str, StrategyScores]
+    density: FeatureDensity | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +209,8 @@ def _tensors(scores: CalibrationScores) -> dict[str, Tensor]:
     for name, strategy in scores.strategies.items():
         tensors |= {f"{name}.{method}": values for method, values in strategy.nonconformity.items()}
         tensors |= {f"{name}.{field}": getattr(strategy, field) for field in SCORE_FIELDS}
+    if scores.density is not None:
+        tensors |= {DENSITY + part.name: getattr(scores.density, part.name) for part in fields(scores.density)}
     # Each of its own, for safetensors refuses two names for one tensor.
     return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
 
@@ -215,6 +239,9 @@ def _scores(files: BundleFiles) -> CalibrationScores | None:
                 )
                 for name in files.calibration.strategies
             },
+            FeatureDensity(*(tensors[DENSITY + part.name] for part in fields(FeatureDensity)))
+            if any(name.startswith(DENSITY) for name in tensors)
+            else None,
         )
     except (KeyError, safetensors.SafetensorError) as error:
         path = files.folder / SCORES.format(files.calibration.scores_sha256[:12])

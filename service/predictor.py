@@ -17,6 +17,7 @@ from calibration import strategies
 from calibration.adaptive import predict_adaptively
 from calibration.answers import DECIMALS, answers
 from calibration.decisions import DecisionRule
+from calibration.novelty import Novelty, NoveltyDetector
 from calibration.predictive import PredictiveDistribution, PredictiveSummary
 from calibration.strategies import SAMPLING_STRATEGIES, Sampling
 from calibration.subnetworks import SubnetworkEnsemble
@@ -87,6 +88,7 @@ class Predictor:
         self.strategies: list[StrategyName] = [found for found in get_args(StrategyName) if found in allowed]
         """Names of the strategies that the network allows, the default first if it is among them."""
         self.fitted = Sampling.of(bundle.calibration)
+        self._detector = NoveltyDetector.of(bundle)
         self._fitted_ensemble = cache(self._compile)
         self._other_ensemble = lru_cache(maxsize=PREPARED_ENSEMBLES)(self._compile)
         self._without_sampling = cache(self._build)
@@ -168,18 +170,22 @@ class Predictor:
         The same question gets the same answer: sub-networks are drawn once, from a seed.
         """
         model = {"name": self.name, "version": self.bundle.version}
+        inputs = self.bundle.prepare(torch.from_numpy(question.pixels))
+        novelty = None if self._detector is None else self._detector(inputs)
         if question.strategy is not None:
-            return {"model": model, "strategy": question.strategy, **self._answer(question, question.strategy)}
+            found = self._answer(question, question.strategy, inputs, novelty)
+            return {"model": model, "strategy": question.strategy, **found}
         compared = {}
         for strategy in self.strategies:
             self._prepare(strategy, question.sampling)
             start = time.perf_counter()
-            found = self._answer(question, strategy)
+            found = self._answer(question, strategy, inputs, novelty)
             compared[strategy] = {**found, "milliseconds": round(1000 * (time.perf_counter() - start), 3)}
         return {"model": model, "strategies": compared}
 
-    def _answer(self, question: Question, strategy: StrategyName) -> dict[str, Any]:
-        inputs = self.bundle.prepare(torch.from_numpy(question.pixels))
+    def _answer(
+        self, question: Question, strategy: StrategyName, inputs: Tensor, novelty: Novelty | None
+    ) -> dict[str, Any]:
         scaling = self.bundle.scaling(strategy)
         rule = self._rule(strategy, question.coverage, question.target_error)
         prepared = self._prepare(strategy, question.sampling)
@@ -192,7 +198,14 @@ class Predictor:
             predicted, asked = prepared(inputs, scaling), [prepared.samples] * len(inputs)
         predictions = cast(
             list[dict[str, Any]],
-            answers(predicted, self.bundle.card.classes, members=prepared.members, samples=asked, rule=rule),
+            answers(
+                predicted,
+                self.bundle.card.classes,
+                members=prepared.members,
+                samples=asked,
+                rule=rule,
+                novelty=novelty,
+            ),
         )
         if question.members != "none" and isinstance(predicted, PredictiveDistribution):
             for index, prediction in enumerate(predictions):

@@ -31,11 +31,14 @@ __all__ = ["MONITOR", "DataFile", "RequestLog", "SchemaFile"]
 
 MONITOR = "predictions"
 UNCERTAINTIES = ("total", "aleatoric", "epistemic")
+NOVELTIES = {"novelty_distance": "distance", "novelty_p_value": "p_value"}
+"""Columns by what they are called in an answer's novelty."""
 FIELDS = (
     "label", "class_index", "confidence", "standard_error", "samples", "prediction_set", "abstain", "reason",
 )  # fmt: skip
 NUMBERS = frozenset({
-    *UNCERTAINTIES, "confidence", "standard_error", "samples", "class_index", "index", "coverage", "target_error",
+    *UNCERTAINTIES, *NOVELTIES, "confidence", "standard_error", "samples", "class_index", "index", "coverage",
+    "target_error",
 })  # fmt: skip
 SECONDS_BETWEEN_WARNINGS = 60.0
 
@@ -77,6 +80,10 @@ class RequestLog:
         columns["index"] = list(range(len(predictions)))
         columns |= {name: [prediction[name] for prediction in predictions] for name in FIELDS}
         columns |= {part: [prediction["uncertainty"][part] for prediction in predictions] for part in UNCERTAINTIES}
+        columns |= {
+            column: [(prediction["novelty"] or {}).get(part) for prediction in predictions]
+            for column, part in NOVELTIES.items()
+        }
         if self._pixels:
             images = question.pixels.round().astype(np.uint8)
             columns["pixels"] = [base64.b64encode(image.tobytes()).decode() for image in images]

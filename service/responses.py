@@ -33,6 +33,15 @@ class Uncertainty(Part):
     epistemic: float | None = Field(description="mutual information: what the sub-networks disagree on")
 
 
+class Novelty(Part):
+    """How unlike the training images this one is, by the density of the network's features; whatever the strategy."""
+
+    distance: float = Field(description="relative Mahalanobis distance, without a unit: larger is more novel")
+    p_value: float = Field(
+        description="fraction of images like the calibration's that are at least as far: little is novel"
+    )
+
+
 class Members(Part):
     """What the sub-networks say, one by one; before calibration, where that comes after pooling."""
 
@@ -61,6 +70,7 @@ class Prediction(Part):
     confidence: float = Field(description="probability of the label, calibrated if the bundle is")
     probabilities: dict[str, float]
     uncertainty: Uncertainty
+    novelty: Novelty | None = Field(description="null for a bundle without a density of its training images")
     standard_error: float | None = Field(
         description="Monte Carlo standard error of the confidence: how far more sub-networks may move it; null if "
         "the strategy gives a single distribution"

@@ -200,15 +200,16 @@ def _outliers(model: ModelReport) -> Iterator[str]:
             f"{shown[0].upper()}{shown[1:]} images against test images: the highest AUROC, {value:.3f}, is that of "
             f"{scores[score]} of {named(strategy)}"
         )
+        apart = f" The novelty of the features: {section.novelty.auroc.value:.3f}." if section.novelty else ""
         if section.best == ("weight_scaling", "total"):
-            yield f"{found}."
+            yield f"{found}.{apart}"
             continue
         low, high = (_number(part, 3) for part in (section.gain.low, section.gain.high))
         difference = (
             f"{_number(section.gain.value, 3)} against the entropy of weight scaling (95 % interval {low} to {high})"
         )
         beyond = section.gain.low > 0
-        yield f"{found}: {difference}{'' if beyond else ', not distinguishable'}."
+        yield f"{found}: {difference}{'' if beyond else ', not distinguishable'}.{apart}"
 
 
 def _sets(model: ModelReport) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from calibration import conformal, metrics, strategies
 from calibration.calibrators import calibrate_strategy, halves
 from calibration.masks import DESIGNS
+from calibration.novelty import NoveltyDetector
 from calibration.predictive import UNSCALED, PredictiveSummary
 from calibration.report import evaluate
 from calibration.report.interpretation import interpretation
@@ -115,6 +116,8 @@ class Measures:
         self.calibration, self.scores = subject.calibration, subject.scores
         if DEEP_ENSEMBLE in self.ways:
             self._calibrate_ensemble()
+        detector = NoveltyDetector.of(replace(subject.bundle, scores=subject.scores))
+        self._distance = None if detector is None else lambda pixels: detector(subject.bundle.prepare(pixels)).distance
         self.summaries = {
             name: predictions.summary(way, self.scaling(name), self.test.pixels) for name, way in self.ways.items()
         }
@@ -273,6 +276,9 @@ class Measures:
             best=best,
             gain=Estimate(value=gain, low=low, high=high),
             histogram={name: self._histograms(name, summary, edges) for name, summary in found.items()},
+            novelty=None
+            if self._distance is None
+            else evaluate.detection(self._distance(self.test.pixels), self._distance(pixels), weights, others)[0],
         )
 
     def _shifts(self) -> Iterator[ShiftRow]:

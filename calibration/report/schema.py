@@ -260,6 +260,9 @@ class OutlierSection(Record):
     best: tuple[str, Score] = Field(description="strategy and score of the highest AUROC")
     gain: Estimate = Field(description="that AUROC minus that of the total uncertainty of weight scaling, paired")
     histogram: dict[str, dict[Score, tuple[int, ...]]] = Field(description="images by score; edges in score_edges")
+    novelty: Detection | None = Field(
+        description="by the relative distance from the training images' features; null without their density"
+    )
 
 
 class ShiftRow(Record):

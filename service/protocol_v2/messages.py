@@ -47,6 +47,8 @@ OutputName = Literal[
     "total_uncertainty",
     "aleatoric_uncertainty",
     "epistemic_uncertainty",
+    "novelty_distance",
+    "novelty_p_value",
     "standard_error",
     "prediction_set",
     "abstain",

@@ -32,7 +32,11 @@ __all__ = ["encode_infer", "model_metadata", "server_metadata"]
 
 NAME = "dropout-uncertainty"
 EXTENSIONS = ["binary_tensor_data", "parameters"]
-OF_CALIBRATED = frozenset({"prediction_set", "abstain"})
+GIVERS: Mapping[OutputName, str] = {
+    **dict.fromkeys(("prediction_set", "abstain"), "an uncalibrated model"),
+    **dict.fromkeys(("novelty_distance", "novelty_p_value"), "a model without a density of its training images"),
+}
+"""What gives no such output; for the others it is the strategy."""
 
 
 def encode_infer(
@@ -50,7 +54,7 @@ def encode_infer(
     outputs, chunks = [], []
     for place, output in enumerate(wanted):
         if output.name not in columns:
-            giver = "an uncalibrated model" if output.name in OF_CALIBRATED else answer["strategy"]
+            giver = GIVERS.get(output.name, answer["strategy"])
             message = f"outputs.{place}.name: {giver} gives no {output.name}; leave it out"
             raise RequestError(HTTPStatus.BAD_REQUEST, message, f"outputs.{place}.name")
         values, datatype = columns[output.name], DATATYPES[output.name]
@@ -87,6 +91,8 @@ def _columns(predictions: Sequence[Mapping[str, Any]], classes: Sequence[str]) -
         "total_uncertainty": [one["uncertainty"]["total"] for one in predictions],
         "aleatoric_uncertainty": [one["uncertainty"]["aleatoric"] for one in predictions],
         "epistemic_uncertainty": [one["uncertainty"]["epistemic"] for one in predictions],
+        "novelty_distance": [(one["novelty"] or {}).get("distance") for one in predictions],
+        "novelty_p_value": [(one["novelty"] or {}).get("p_value") for one in predictions],
         "standard_error": [one["standard_error"] for one in predictions],
         "prediction_set": [
             None if one["prediction_set"] is None else name in one["prediction_set"]

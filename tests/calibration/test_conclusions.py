@@ -147,7 +147,11 @@ def test_what_is_said_of_outliers(model: ModelReport) -> None:
         outliers = {"digits": changed(section, best=("mc_dropout", "epistemic"), gain=gain)}
         sentence = said(changed(model, outliers=outliers), "Out of distribution")
         assert "is that of epistemic uncertainty of MC dropout: +0.0" in sentence
-        assert sentence.endswith(ending)
+        assert ending in sentence
+        assert section.novelty is not None
+        assert sentence.endswith(f"The novelty of the features: {section.novelty.auroc.value:.3f}.")
+    without = {"digits": changed(section, novelty=None)}
+    assert "novelty" not in said(changed(model, outliers=without), "Out of distribution")
     own = {"digits": changed(section, best=("weight_scaling", "total"))}
     assert "against the entropy" not in said(changed(model, outliers=own), "Out of distribution")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     accuracy_score,
@@ -17,6 +18,7 @@ from sklearn.metrics import (
 )
 
 from calibration import strategies
+from calibration.novelty import NoveltyDetector
 from calibration.report.interpretation import SEED, SUBNETWORKS
 from calibration.strategies import STRATEGIES
 from calibration.subnetworks import SubnetworkEnsemble
@@ -131,6 +133,19 @@ def test_outliers_are_recomputed(model: dict[str, Any], shipped: bundle.Bundle, 
             assert section["aupr"]["value"] == pytest.approx(average_precision_score(truth, scores), abs=1e-3)
             assert section["auroc"]["low"] < section["auroc"]["value"] < section["auroc"]["high"]
         assert sum(model["outliers"][name]["histogram"]["mc_dropout"]["epistemic"]) == len(found[name][:IMAGES])
+
+
+def test_novelty_is_recomputed(model: dict[str, Any], shipped: bundle.Bundle, fashion: FashionMNISTSplits) -> None:
+    detector = NoveltyDetector.of(shipped)
+    assert detector is not None
+    own = detector(shipped.prepare(fashion.test.pixels[:IMAGES])).distance
+    for name, pixels in outliers.load_outliers().sets.items():
+        if name in model["outliers"]:
+            foreign = detector(shipped.prepare(pixels[:IMAGES])).distance
+            truth = np.r_[np.zeros(len(own)), np.ones(len(foreign))]
+            area = model["outliers"][name]["novelty"]["auroc"]
+            assert area["value"] == pytest.approx(roc_auc_score(truth, torch.cat([own, foreign])), abs=1e-4)
+            assert area["low"] <= area["value"] <= area["high"]
 
 
 def test_shifts_are_recomputed(

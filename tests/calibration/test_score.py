@@ -17,8 +17,9 @@ from pyarrow import csv, parquet
 
 from calibration import score as scoring
 from calibration.__main__ import main
-from calibration.answers import Answer, UncertaintyAnswer, answers
+from calibration.answers import Answer, NoveltyAnswer, UncertaintyAnswer, answers
 from calibration.decisions import DecisionRule
+from calibration.novelty import Novelty
 from calibration.prediction import build_strategy
 from calibration.predictive import PredictiveDistribution
 from calibration.strategies import STRATEGIES
@@ -160,13 +161,17 @@ def test_an_answer_by_hand() -> None:
     """Two members of equal weight, (1/4, 3/4) and (3/4, 1/4), and then the first alone."""
     members = torch.tensor([[[0.25, 0.75]], [[0.75, 0.25]]])
     rule = DecisionRule(coverage=0.9, nonconformity=0.5, target_error=0.05, uncertainty=0.25)
-    (both,) = answers(PredictiveDistribution(members), ("no", "yes"), members=2, samples=[2], rule=rule)
+    novelty = Novelty(torch.tensor([12.34567]).double(), torch.tensor([1 / 3]).double())
+    (both,) = answers(
+        PredictiveDistribution(members), ("no", "yes"), members=2, samples=[2], rule=rule, novelty=novelty
+    )
     assert both == Answer(
         label="no",
         class_index=0,
         confidence=0.5,
         probabilities={"no": 0.5, "yes": 0.5},
         uncertainty=UncertaintyAnswer(total=0.693147, aleatoric=0.562335, epistemic=0.130812),
+        novelty=NoveltyAnswer(distance=12.346, p_value=0.333333),
         standard_error=0.25,
         samples=2,
         prediction_set=["no", "yes"],
@@ -181,6 +186,7 @@ def test_an_answer_by_hand() -> None:
         confidence=0.75,
         probabilities={"no": 0.25, "yes": 0.75},
         uncertainty=UncertaintyAnswer(total=0.562335, aleatoric=None, epistemic=None),
+        novelty=None,
         standard_error=None,
         samples=1,
         prediction_set=["yes"],

@@ -38,6 +38,7 @@ def prediction(probabilities: list[float], total: float = 0.5, **fields: object)
         "confidence": probabilities[best],
         "probabilities": dict(zip(CLASSES, probabilities, strict=True)),
         "uncertainty": {"total": total, "aleatoric": total / 2, "epistemic": total / 4},
+        "novelty": {"distance": 12.5, "p_value": 0.25},
         "standard_error": 0.003347,
         "samples": 64,
         "prediction_set": [CLASSES[best], CLASSES[0]],
@@ -124,6 +125,8 @@ def test_every_output_of_an_answer() -> None:
         "total_uncertainty": [0.5, 0.5],
         "aleatoric_uncertainty": [0.25, 0.25],
         "epistemic_uncertainty": [0.125, 0.125],
+        "novelty_distance": [12.5, 12.5],
+        "novelty_p_value": [0.25, 0.25],
         "standard_error": [np.float32(0.003347)] * 2,
         "abstain": [False, True],
         "samples": [64, 80],
@@ -157,7 +160,7 @@ def test_what_a_strategy_does_not_give_is_left_out_and_refused_by_name() -> None
     _, tensors = read(*encode_infer(wanting(), given_answer, CLASSES))
     missing = {"aleatoric_uncertainty", "epistemic_uncertainty", "standard_error"}
     assert not missing & tensors.keys()
-    assert len(tensors) == 8
+    assert len(tensors) == 10
     with pytest.raises(RequestError, match="weight_scaling gives no standard_error; leave it out") as caught:
         encode_infer(wanting(WantedOutput("label", True), WantedOutput("standard_error", True)), given_answer, CLASSES)
     assert (caught.value.status, caught.value.field) == (400, "outputs.1.name")
@@ -170,6 +173,14 @@ def test_an_uncalibrated_model_decides_nothing() -> None:
     assert content["parameters"] == {"strategy": "mc_dropout", "temperature": 0.673768}
     with pytest.raises(RequestError, match="an uncalibrated model gives no abstain"):
         encode_infer(wanting(WantedOutput("abstain", False)), given_answer, CLASSES)
+
+
+def test_a_model_without_a_density_gives_no_novelty() -> None:
+    given_answer = answer(prediction([1.0] + [0.0] * 9, novelty=None))
+    _, tensors = read(*encode_infer(wanting(), given_answer, CLASSES))
+    assert not {"novelty_distance", "novelty_p_value"} & tensors.keys()
+    with pytest.raises(RequestError, match="a model without a density of its training images gives no novelty_p_value"):
+        encode_infer(wanting(WantedOutput("novelty_p_value", False)), given_answer, CLASSES)
 
 
 def test_without_a_guarantee_there_is_no_least_confidence() -> None:

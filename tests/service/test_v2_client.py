@@ -25,7 +25,8 @@ from training.data import CLASSES, FashionMNISTSplits
 
 ALL_OUTPUTS = {
     "label", "class_index", "confidence", "probabilities", "total_uncertainty", "aleatoric_uncertainty",
-    "epistemic_uncertainty", "standard_error", "prediction_set", "abstain", "samples",
+    "epistemic_uncertainty", "novelty_distance", "novelty_p_value", "standard_error", "prediction_set", "abstain",
+    "samples",
 }  # fmt: skip
 OF_SAMPLES = {"aleatoric_uncertainty", "epistemic_uncertainty", "standard_error"}
 
@@ -120,6 +121,8 @@ def test_an_answer_is_that_of_predict(
         "total_uncertainty": np.array([one["uncertainty"]["total"] for one in found], np.float32),
         "aleatoric_uncertainty": np.array([one["uncertainty"]["aleatoric"] for one in found], np.float32),
         "epistemic_uncertainty": np.array([one["uncertainty"]["epistemic"] for one in found], np.float32),
+        "novelty_distance": np.array([one["novelty"]["distance"] for one in found], np.float32),
+        "novelty_p_value": np.array([one["novelty"]["p_value"] for one in found], np.float32),
         "standard_error": np.array([one["standard_error"] for one in found], np.float32),
         "prediction_set": np.array([[name in one["prediction_set"] for name in CLASSES] for one in found]),
         "abstain": np.array([one["abstain"] for one in found]),
