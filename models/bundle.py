@@ -61,6 +61,7 @@ __all__ = [
     "locate",
     "normalise",
     "save_calibration",
+    "save_card",
     "software_versions",
     "write",
 ]
@@ -165,6 +166,12 @@ def write(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> Card:
     full = Card(**card, weights_sha256=hashlib.sha256(weights).hexdigest())
     storage.write_text(folder / CARD, sealed.sealed(full))
     return full
+
+
+def save_card(bundle: Bundle, card: Card) -> Bundle:
+    """Store another card for the same weights in the bundle's folder, and return the bundle with it."""
+    storage.write_text(bundle.path / CARD, sealed.sealed(card))
+    return replace(bundle, card=card)
 
 
 def save_calibration(bundle: Bundle, calibration: Calibration, scores: CalibrationScores) -> Bundle:

@@ -17,10 +17,13 @@ __all__ = [
     "ConformalMethod",
     "DataRecord",
     "DeltaRule",
+    "Diversity",
+    "Floors",
     "InputRecord",
     "MaskDesign",
     "NetworkRecord",
     "PoolingOrder",
+    "Precision",
     "Recipe",
     "Record",
     "Regularisation",
@@ -120,7 +123,17 @@ class Augmentation(Record):
     erase: float = Field(default=0.0, ge=0, le=1)
 
 
+class Diversity(Record):
+    """Training the sub-networks to disagree on what is no training image, as Jain et al. (2020) train the members of an
+    ensemble; see :mod:`training.diversity`. ``weight`` is that of the disagreement in the loss, ``share`` how many
+    outliers are made for each image of a batch."""
+
+    weight: float = Field(default=0.0, ge=0)
+    share: float = Field(default=0.125, gt=0, le=1)
+
+
 Schedule = Literal["constant", "one_cycle"]
+Precision = Literal["float32", "bfloat16"]
 
 
 def _left_out(default: Any) -> Any:
@@ -135,7 +148,8 @@ class Recipe(Record):
 
     ``schedule`` is that of the learning rate: with ``one_cycle`` (Smith & Topin 2018) ``learning_rate`` is the highest,
     which it rises to and falls from. ``averaging``, if it is not 0, is the decay, at each batch, of an exponential
-    moving average of the weights (Polyak & Juditsky 1992), which are then kept in their place.
+    moving average of the weights (Polyak & Juditsky 1992), which are then kept in their place. ``precision`` is that of
+    products and convolutions in training; the weights are float32.
     """
 
     epochs: int = Field(default=5, ge=1)
@@ -148,6 +162,8 @@ class Recipe(Record):
     augmentation: Augmentation = _left_out(Augmentation())
     schedule: Schedule = _left_out("constant")
     averaging: Annotated[float, Field(ge=0, lt=1)] = _left_out(0.0)
+    diversity: Diversity = _left_out(Diversity())
+    precision: Precision = _left_out("float32")
 
 
 class TrainingRecord(Recipe):
@@ -174,6 +190,13 @@ class DataRecord(Record):
     calibration: int
 
 
+class Floors(Record):
+    """What a bundle must reach to be shipped, by the names of its card's metrics: at ``least``, or at ``most``."""
+
+    least: dict[str, float] = Field(default_factory=dict)
+    most: dict[str, float] = Field(default_factory=dict)
+
+
 class Card(Record):
     """All that is known about the weights, except their calibration."""
 
@@ -185,6 +208,7 @@ class Card(Record):
     training: TrainingRecord
     data: DataRecord
     metrics: dict[str, float]
+    floors: Floors = _left_out(Floors())
     versions: dict[str, str]
     weights_sha256: str
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,13 @@ import click
 from pydantic import ValidationError
 
 from models import bundle, networks, storage
-from models.command_line import NumberList, error_console, progress_bar, run
+from models.command_line import NumberList, error_console, run
 from models.records import first_fault
 from training import bundling, data, outliers, regularisers
-from training.fit import DivergedError, EpochRecord, Recipe
+from training.fit import DivergedError, Recipe
 from training.options import MAX_SEED, Argument, data_option, recipe_options, recipe_parts
+from training.progress import train_with_progress
+from training.release.command import release_command
 from training.study.command import study_command
 
 
@@ -129,7 +130,7 @@ def fit_command(
     try:
         with storage.new_folder(out, replaceable=bundling.BUNDLE_FILES if overwrite else ()) as folder:
             splits = data.load(data_folder, split_seed=split_seed)
-            trained = _train(
+            trained = train_with_progress(
                 folder, name=name or out.absolute().name, network_name=network_name, arguments=arguments, recipe=recipe,
                 splits=splits,
             )  # fmt: skip
@@ -173,35 +174,15 @@ def ensemble_command(*, bundle_name: str, members: int, out: Path | None, data_f
             click.echo(f"{folder} is trained already.")
             continue
         with storage.new_folder(folder) as temporary:
-            trained = _train(
+            trained = train_with_progress(
                 temporary, name=f"{card.name}-seed-{seed}", network_name=card.network.name,
                 arguments=card.network.arguments, recipe=bundling.recipe_of(card, seed), splits=splits,
             )  # fmt: skip
         click.echo(f"Test accuracy {trained.card.metrics['test_accuracy']:.4f}. Wrote {folder}.")
 
 
+main.add_command(release_command)
 main.add_command(study_command)
-
-
-def _train(
-    folder: Path, *, name: str, network_name: str, arguments: Mapping[str, Any], recipe: Recipe,
-    splits: data.FashionMNISTSplits,
-) -> bundling.Trained:  # fmt: skip
-    """Train with a progress bar."""
-    with progress_bar("images") as progress:
-        task = progress.add_task(network_name, total=recipe.epochs * len(splits.train))
-
-        def report(epoch: EpochRecord) -> None:
-            progress.console.print(
-                f"epoch {epoch.epoch:3d}/{recipe.epochs}  train loss {epoch.train_loss:.4f} accuracy "
-                f"{epoch.train_accuracy:.4f}  validation loss {epoch.validation_loss:.4f} accuracy "
-                f"{epoch.validation_accuracy:.4f}  {epoch.seconds:.2f} s",
-            )
-
-        return bundling.train(
-            folder, name=name, network_name=network_name, arguments=arguments, recipe=recipe, splits=splits,
-            on_batch=lambda images: progress.advance(task, images), on_epoch=report,
-        )  # fmt: skip
 
 
 if __name__ == "__main__":

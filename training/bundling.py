@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from models import bundle, networks, records, storage
@@ -18,6 +19,7 @@ from training.fit import DivergedError, EpochRecord, Fitted, Recipe, evaluate, f
 __all__ = [
     "BUNDLE_FILES",
     "ENSEMBLES",
+    "METRICS",
     "Trained",
     "load_ensemble",
     "load_member",
@@ -29,6 +31,8 @@ __all__ = [
 ENSEMBLES = Path("runs/ensembles")
 """Where deep ensembles are, in a folder for each bundle, unless another place is named."""
 HISTORY, CURVES = "history.json", "curves.png"
+METRICS = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+"""What :func:`train` writes into the card, of weight scaling before calibration."""
 BUNDLE_FILES = (*bundle.FILES, HISTORY, CURVES)
 """What :func:`train` may have written and calibration added, as patterns of names."""
 
@@ -88,7 +92,8 @@ def train(
     on_batch: Callable[[int], None] = lambda _: None,
     on_epoch: Callable[[EpochRecord], None] = lambda _: None,
 ) -> Trained:
-    """Train a network and write its bundle into ``folder``, which should come from :func:`models.storage.new_folder`.
+    """Train a network, on a GPU if there is one, and write its bundle into ``folder``, which should come from
+    :func:`models.storage.new_folder`.
 
     The test images are looked at once, at the end, for the card. Raises ``ValueError`` for wrong ``arguments`` and
     :class:`~training.fit.DivergedError` if the loss diverges in the first epoch; later the last good weights are kept.
@@ -99,7 +104,8 @@ def train(
     try:
         fitted = fit(
             network, splits.train, splits.validation, recipe,
-            prepare=lambda pixels: bundle.normalise(pixels, inputs), on_batch=on_batch, on_epoch=on_epoch,
+            prepare=lambda pixels: bundle.normalise(pixels, inputs), device=_device(), on_batch=on_batch,
+            on_epoch=on_epoch,
         )  # fmt: skip
     except DivergedError as error:
         if not error.fitted.history:
@@ -116,6 +122,10 @@ def train(
     storage.write_text(folder / HISTORY, json.dumps(history, indent=2) + "\n")
     save_curves(fitted.history, fitted.best_epoch, network_name, folder / CURVES)
     return Trained(card, fitted, diverged)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _card(
@@ -137,11 +147,8 @@ def _card(
             name=data.NAME, sha256=data.CHECKSUMS, split_seed=splits.split_seed, train=len(splits.train),
             validation=len(splits.validation), calibration=len(splits.calibration),
         ),
-        "metrics": {
-            "validation_loss": best.validation_loss,
-            "validation_accuracy": best.validation_accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        },
+        "metrics": dict(
+            zip(METRICS, (best.validation_loss, best.validation_accuracy, test_loss, test_accuracy), strict=True)
+        ),
         "versions": bundle.software_versions(),
     }  # fmt: skip

@@ -18,9 +18,11 @@ from models.records import Augmentation, Recipe
 from training import regularisers
 from training.augmentation import augmented
 from training.data import LabelledImages
+from training.diversity import disagreement, outliers_from
 
 __all__ = ["DivergedError", "EpochRecord", "Fitted", "Recipe", "evaluate", "fit"]
 
+CPU = torch.device("cpu")
 Stopped = Literal["completed", "early", "diverged"]
 
 
@@ -65,21 +67,24 @@ def fit(
     recipe: Recipe,
     *,
     prepare: Callable[[Tensor], Tensor],
+    device: torch.device = CPU,
     on_batch: Callable[[int], None] = lambda _: None,
     on_epoch: Callable[[EpochRecord], None] = lambda _: None,
 ) -> Fitted:
     """Train ``network`` in place, and leave it in eval mode with the weights of ``best_epoch``.
 
-    ``prepare`` turns uint8 pixels ``[N, 28, 28]`` into the network's input; it is applied once, to all images, or to
-    each batch where they are augmented. ``on_batch`` is told the number of images of each batch done, ``on_epoch`` each
-    epoch's figures. All randomness (order of examples, dropout, noise, augmentation) comes from ``recipe.seed``;
-    torch's global generator is left as it was.
+    The work is done on ``device``; afterwards the network is on the CPU. ``prepare`` turns uint8 pixels ``[N, 28, 28]``
+    into the network's input; it is applied once, to all images, or to each batch where they are changed. ``on_batch``
+    is told the number of images of each batch done, ``on_epoch`` each epoch's figures. All randomness (order of
+    examples, dropout, noise, augmentation, outliers) comes from ``recipe.seed``; torch's global generator is left as it
+    was.
 
     With early stopping the best epoch is the one with the least validation loss, otherwise the last.
     Raises :class:`DivergedError` when the loss is no longer finite.
     """
-    training = _Training(network, train, recipe, prepare)
-    validation_inputs = prepare(validation.pixels)
+    network.to(device)
+    training = _Training(network, train, recipe, prepare, device)
+    validation_inputs, validation_labels = prepare(validation.pixels).to(device), validation.labels.to(device)
     history: list[EpochRecord] = []
     best_epoch, best_loss = 0, math.inf
     best_state = _copy_of_state(network)
@@ -87,11 +92,11 @@ def fit(
 
     def diverged(message: str) -> DivergedError:
         network.load_state_dict(best_state)
-        network.eval()
+        network.to(CPU).eval()
         return DivergedError(message, Fitted(tuple(history), best_epoch, "diverged"))
 
     noise = regularisers.activation_noise(network, recipe.regularisation.activation_noise)
-    with torch.random.fork_rng(devices=[]), noise:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), noise:
         torch.manual_seed(recipe.seed)
         for epoch in range(1, recipe.epochs + 1):
             started = time.perf_counter()
@@ -102,7 +107,7 @@ def fit(
                     f"the training loss became {error.value} in epoch {epoch}, batch {error.batch}"
                 ) from None
             seconds = time.perf_counter() - started
-            validation_loss, validation_accuracy = evaluate(training.kept, validation_inputs, validation.labels)
+            validation_loss, validation_accuracy = evaluate(training.kept, validation_inputs, validation_labels)
             if not math.isfinite(validation_loss):
                 raise diverged(f"the validation loss became {validation_loss} in epoch {epoch}")
             record = EpochRecord(epoch, train_loss, train_accuracy, validation_loss, validation_accuracy, seconds)
@@ -115,7 +120,7 @@ def fit(
                 break
 
     network.load_state_dict(best_state)
-    network.eval()
+    network.to(CPU).eval()
     return Fitted(tuple(history), best_epoch, stopped)
 
 
@@ -130,10 +135,15 @@ class _Training:
     from one to the next. ``kept`` has the weights to be kept: the network itself, or its moving average."""
 
     def __init__(
-        self, network: nn.Module, train: LabelledImages, recipe: Recipe, prepare: Callable[[Tensor], Tensor]
-    ) -> None:
-        self._network, self._train, self._recipe, self._prepare = network, train, recipe, prepare
-        self._inputs = prepare(train.pixels) if recipe.augmentation == Augmentation() else None
+        self, network: nn.Module, train: LabelledImages, recipe: Recipe, prepare: Callable[[Tensor], Tensor],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self._network, self._train, self._recipe, self._prepare, self._device = network, train, recipe, prepare, device
+        changed = recipe.augmentation != Augmentation() or recipe.diversity.weight
+        self._inputs = None if changed else prepare(train.pixels).to(device)
+        if recipe.precision == "bfloat16":
+            # What bfloat16 convolutions are fastest with.
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = regularisers.optimizer_for(network, recipe)
         steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
         self._schedule = regularisers.schedule_for(self._optimizer, recipe, steps)
@@ -147,7 +157,7 @@ class _Training:
         self._network.train()
         loss_sum, correct = 0.0, 0
         for number, batch in enumerate(torch.randperm(len(self._train)).split(self._recipe.batch_size), start=1):
-            labels = self._train.labels[batch]
+            labels = self._train.labels[batch].to(self._device)
             loss, logits = self._loss(batch, labels)
             if not math.isfinite(loss):
                 raise _NotFiniteError(loss, number)
@@ -169,21 +179,32 @@ class _Training:
         with ExitStack() as drawn:
             for each in self._stochastic:
                 drawn.enter_context(each.drawn())
-            logits: Tensor = self._network(regularisers.noisy(self._images(batch), wanted.input_noise))
+            images = regularisers.noisy(self._images(batch), wanted.input_noise)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bfloat16"):
+                everything: Tensor = self._network(images)
+            logits, of_outliers = everything[: len(batch)].float(), everything[len(batch) :].float()
             loss = F.cross_entropy(logits, labels)
             trained_on = (
                 F.cross_entropy(logits, labels, label_smoothing=wanted.label_smoothing)
                 if wanted.label_smoothing
                 else loss
             )
+            if len(of_outliers):
+                trained_on = trained_on - self._recipe.diversity.weight * disagreement(*of_outliers.chunk(2))
             self._optimizer.zero_grad()
             trained_on.backward()
         return loss.item(), logits
 
     def _images(self, batch: Tensor) -> Tensor:
-        if self._inputs is None:
-            return self._prepare(augmented(self._train.pixels[batch], self._recipe.augmentation))
-        return self._inputs.index_select(0, batch)  # Faster by half than indexing.
+        """Those with the indices ``batch``; then, if sub-networks shall disagree, outliers, all of them twice: in
+        training each row has a mask of its own."""
+        if self._inputs is not None:
+            return self._inputs.index_select(0, batch.to(self._device))  # Faster by half than indexing.
+        pixels = augmented(self._train.pixels[batch], self._recipe.augmentation)
+        if self._recipe.diversity.weight:
+            others = outliers_from(pixels, math.ceil(self._recipe.diversity.share * len(batch)))
+            pixels = torch.cat([pixels, others, others])
+        return self._prepare(pixels).to(self._device)
 
 
 @torch.inference_mode()

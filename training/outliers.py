@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import http.client
 import os
+import string
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 from models import storage
 from training import data
 from training.data import DataError
 
-__all__ = ["MNIST_FILE", "MNIST_SHA256", "Outliers", "fetch_mnist", "load_outliers"]
+__all__ = ["MNIST_FILE", "MNIST_SHA256", "Outliers", "fetch_mnist", "load_outliers", "selection_sets"]
 
 MNIST_FILE = "t10k-images-idx3-ubyte"
 MNIST_SHA256 = "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
@@ -30,6 +33,7 @@ IDX_HEADER = 16
 DOWNLOAD_TIMEOUT = 10.0
 """Seconds that the download may stay silent; few, since the report can do without it."""
 NOISE_IMAGES = 2_000
+SELECTION_IMAGES = 1_500
 FASHION_MEAN, FASHION_SD = 72.94, 90.02
 """Of the pixels of Fashion-MNIST's training images, in grey levels."""
 
@@ -75,6 +79,43 @@ def load_outliers(mnist_folder: Path | None = None, *, seed: int = 0) -> Outlier
     sets["gaussian_noise"] = normal.round().clamp(0, 255).to(torch.uint8)
     sets["constant"] = torch.arange(256, dtype=torch.uint8).view(256, 1, 1).repeat(1, 28, 28)
     return Outliers(sets, missing)
+
+
+def selection_sets(*, seed: int = 0) -> dict[str, Tensor]:
+    """Sets to choose networks and recipes by, none of which is reported on; uint8 ``[N, 28, 28]``, white on black:
+
+    ``letters``         1,500 letters in the fonts that come with matplotlib, of several sizes, slightly turned
+    ``photographs``     1,500 squares out of scikit-learn's two sample photographs, made grey and reduced
+
+    Decided by ``seed``, and by the versions of the packages named, and of Pillow.
+    """
+    random = np.random.default_rng(seed)
+    return {"letters": _letters(random), "photographs": _photographs(random)}
+
+
+def _letters(random: np.random.Generator) -> Tensor:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    fonts = sorted(path for path in folder.glob("DejaVuS*.ttf") if "Display" not in path.name)
+    drawn = []
+    for _ in range(SELECTION_IMAGES):
+        font = ImageFont.truetype(fonts[random.integers(len(fonts))], int(random.integers(16, 27)))
+        letter = string.ascii_letters[random.integers(len(string.ascii_letters))]
+        picture = Image.new("L", (28, 28))
+        ImageDraw.Draw(picture).text((14, 14), letter, int(random.integers(180, 256)), font, anchor="mm")
+        drawn.append(np.array(picture.rotate(float(random.normal(0, 12)), Image.Resampling.BILINEAR)))
+    return torch.from_numpy(np.stack(drawn))
+
+
+def _photographs(random: np.random.Generator) -> Tensor:
+    cut = []
+    for photograph in load_sample_images().images:
+        grey = torch.tensor(photograph).float().mean(2)
+        for _ in range(SELECTION_IMAGES // 2):
+            side = int(random.integers(28, 200))
+            top, left = (int(random.integers(length - side)) for length in grey.shape)
+            square = grey[top : top + side, left : left + side]
+            cut.append(F.interpolate(square[None, None], (28, 28), mode="area")[0, 0])
+    return torch.stack(cut).round().to(torch.uint8)
 
 
 def fetch_mnist() -> Path:

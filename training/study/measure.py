@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from calibration import metrics, strategies
+from calibration import metrics, ranking, strategies
 from calibration.predictive import UNSCALED
 from calibration.sites import NoActiveDropoutError
 from models import bundle, networks, records
-from training import data
+from training import data, outliers
 from training.fit import DivergedError, EpochRecord, Fitted, evaluate, fit
 from training.study.schema import SCHEMA, Configuration, Evaluation, RunResult, Sampled
 
@@ -26,6 +26,8 @@ SAMPLES = 32
 """Sub-networks of MC dropout: half of what the service uses, for it is most of the time that a short run takes."""
 INPUT = records.InputRecord()
 SHAPE = (28, 28)
+DETECTED = 2000
+"""Images of each set, and of the test images, in a measure of detection."""
 DECIMALS = 6
 """Of the curves, which would be most of a study's file."""
 
@@ -43,6 +45,7 @@ def key_of(configuration: Configuration, seed: int, split_seed: int = data.DEFAU
         "samples": SAMPLES,
         # Another torch may draw other weights and round otherwise.
         "torch": torch.__version__.partition("+")[0],
+        **({"detection": True} if configuration.detection else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -78,7 +81,7 @@ def train_and_measure(configuration: Configuration, seed: int, splits: data.Fash
         validation=_evaluation(network, splits.validation),
         test=_evaluation(network, splits.test),
         ece=float(metrics.expected_calibration_error(probabilities, splits.test.labels)),
-        sampled=_sampled(network, test, splits.test.labels),
+        sampled=_sampled(network, test, splits.test.labels, detection=configuration.detection),
         variance_shift=_variance_shift(network, test),
     )
 
@@ -110,7 +113,7 @@ def _rounded(record: EpochRecord) -> EpochRecord:
     return replace(record, **values)
 
 
-def _sampled(network: nn.Module, inputs: Tensor, labels: Tensor) -> Sampled | None:
+def _sampled(network: nn.Module, inputs: Tensor, labels: Tensor, *, detection: bool) -> Sampled | None:
     try:
         strategy = strategies.build("mc_dropout", network, SHAPE, samples=SAMPLES)
     except NoActiveDropoutError:
@@ -121,7 +124,18 @@ def _sampled(network: nn.Module, inputs: Tensor, labels: Tensor) -> Sampled | No
         accuracy=float(metrics.accuracy(found.mean, labels)),
         ece=float(metrics.expected_calibration_error(found.mean, labels)),
         mutual_information=float(found.mutual_information.mean()),
+        detection=_detection(strategy, found.mutual_information) if detection else {},
     )
+
+
+def _detection(strategy: strategies.Strategy, of_test: Tensor) -> dict[str, float]:
+    """AUROC of the mutual information on the sets that choices are made on, and on those that are reported."""
+    sets = outliers.selection_sets() | outliers.load_outliers().sets
+    found = {}
+    for name, pixels in sets.items():
+        of_outliers = strategy.summarise(_prepare(pixels[:DETECTED])).mutual_information
+        found[name] = float(ranking.auroc(of_test[:DETECTED], of_outliers))
+    return found
 
 
 @torch.inference_mode()

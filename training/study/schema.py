@@ -60,6 +60,7 @@ class Configuration(Record):
     """What is trained. ``recipe.seed`` is not looked at: the study's seeds take its place.
 
     ``train_images`` of the training split's 50,000 are drawn by the run's seed, the same for each configuration.
+    ``detection`` asks how well MC dropout detects images out of distribution, which takes longer than the rest.
     ``group`` is a heading for the report; ``baseline`` the name of the configuration that this one is compared with,
     null for a baseline itself.
     """
@@ -69,6 +70,7 @@ class Configuration(Record):
     arguments: dict[str, Any] = Field(default_factory=dict)
     train_images: int = Field(default=TRAIN_IMAGES, ge=10, le=TRAIN_IMAGES)
     recipe: Recipe = Recipe()
+    detection: bool = False
     group: str = ""
     baseline: str | None = None
 
@@ -97,6 +99,10 @@ class Sampled(Record):
     accuracy: float
     ece: float
     mutual_information: float = Field(description="mean, in nats")
+    detection: dict[str, float] = Field(
+        default_factory=dict,
+        description="AUROC of the mutual information, by set of images out of distribution, if it was asked for",
+    )
 
 
 class RunResult(Record):
