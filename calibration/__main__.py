@@ -13,6 +13,7 @@ from calibration import comparison
 from calibration import report as calibration_report
 from calibration import score as scoring
 from calibration.calibrators import calibrate
+from calibration.export_command import export_command
 from calibration.log_command import log_command
 from calibration.masks import DEFAULT_DESIGN, DESIGNS
 from calibration.prediction import DEFAULT_STRATEGIES, build_strategy
@@ -259,6 +260,7 @@ def score_command(
     )
 
 
+main.add_command(export_command)
 main.add_command(log_command)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from calibration import conformal, strategies
 from calibration.abstention import guaranteed_threshold
+from calibration.density import fit_density
 from calibration.masks import DEFAULT_DESIGN
-from calibration.novelty import fit_density
 from calibration.predictive import PredictiveSummary
 from calibration.scaling import FittedScaling, fit_scaling
 from calibration.sites import UnsupportedNetworkError

@@ -4,25 +4,22 @@ The features are what the last linear layer is given. In them each class is take
 and so is the background, all classes together. The novelty of an image is its relative Mahalanobis distance (Ren et
 al. 2021): the squared distance to the nearest class less that to the background. Where the background's covariance is
 the classes' and that of their means, the two agree in every direction in which the means don't differ, so that the
-discriminant directions of Fisher alone are needed: one less than there are classes.
+discriminant directions of Fisher alone are needed: one less than there are classes. :mod:`calibration.density` finds
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.linalg import eigh
-from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from calibration.sites import UnsupportedNetworkError, probe_images, structural_copy
 from models.bundle import Bundle, FeatureDensity
-from training.data import LabelledImages
 
-__all__ = ["Novelty", "NoveltyDetector", "feature_network", "fit_density", "relative_distance"]
+__all__ = ["Novelty", "NoveltyDetector", "feature_network", "features_of", "relative_distance"]
 
 IMAGES_AT_ONCE = 1024
 PROBES = 3
@@ -56,7 +53,7 @@ class NoveltyDetector:
 
     def __call__(self, inputs: Tensor) -> Novelty:
         """Of ``inputs`` ``[B, ...]``, prepared as the network's."""
-        distance = relative_distance(_features(self._features, inputs), self._density)
+        distance = relative_distance(features_of(self._features, inputs), self._density)
         stored = self._density.calibration
         further = len(stored) - torch.searchsorted(stored, distance)
         return Novelty(distance, (1 + further).double() / (1 + len(stored)))
@@ -75,10 +72,10 @@ def feature_network(network: nn.Module, input_shape: Sequence[int]) -> nn.Module
             module.register_forward_hook(lambda _, __, output, name=name: given.append((name, output)))
     with torch.inference_mode():
         logits = probe(images)
-    if not given or given[-1][1] is not logits:
+    if not given or given[-1][1] is not logits or sum(name == given[-1][0] for name, _ in given) > 1:
         raise UnsupportedNetworkError(
-            f"{type(network).__name__} does not end with a linear layer (torch.nn.Linear) that gives the logits, so "
-            "that there are no features to fit a density to"
+            f"{type(network).__name__} does not end with a linear layer (torch.nn.Linear) of its own that gives the "
+            "logits, so that there are no features to fit a density to"
         )
     last = given[-1][0]
     found = structural_copy(network)
@@ -86,36 +83,6 @@ def feature_network(network: nn.Module, input_shape: Sequence[int]) -> nn.Module
         return nn.Flatten()
     found.set_submodule(last, nn.Identity())
     return found
-
-
-def fit_density(bundle: Bundle, train: LabelledImages, calibration: LabelledImages) -> FeatureDensity:
-    """The density of the features of ``train``, and the distances of the ``calibration`` images from it.
-
-    The covariance is shrunk towards a multiple of the identity (Ledoit & Wolf 2004). Raises what
-    :func:`feature_network` raises, and ``ValueError`` for features that are the same of all images.
-    """
-    network = feature_network(bundle.network, bundle.card.input.shape)
-    features = _features(network, bundle.prepare(train.pixels)).numpy()
-    classes, index = np.unique(train.labels.numpy(), return_inverse=True)
-    means = np.stack([features[index == place].mean(0) for place in range(len(classes))])
-    centre = features.mean(0)
-    within = LedoitWolf(assume_centered=True).fit(features - means[index]).covariance_
-    if not np.trace(within) > 0:
-        raise ValueError("the network's features are the same of all images of a class, and have no density")
-    apart = means - centre
-    between = (apart.T * np.bincount(index)) @ apart / len(index)
-    size = len(within)
-    directions = min(len(classes) - 1, size)
-    variances, vectors = eigh(between, within, subset_by_index=[size - directions, size - 1])
-    density = FeatureDensity(
-        centre=torch.from_numpy(centre),
-        directions=torch.from_numpy(np.ascontiguousarray(vectors)),
-        means=torch.from_numpy(apart @ vectors),
-        background=torch.from_numpy(1 + variances.clip(min=0)),
-        calibration=torch.zeros(0, dtype=torch.float64),
-    )
-    distances = relative_distance(_features(network, bundle.prepare(calibration.pixels)), density)
-    return replace(density, calibration=distances.sort().values)
 
 
 def relative_distance(features: Tensor, density: FeatureDensity) -> Tensor:
@@ -126,6 +93,6 @@ def relative_distance(features: Tensor, density: FeatureDensity) -> Tensor:
 
 
 @torch.inference_mode()
-def _features(network: nn.Module, inputs: Tensor) -> Tensor:
-    """In float64, so that what is asked alone and among others gets the same answer."""
+def features_of(network: nn.Module, inputs: Tensor) -> Tensor:
+    """What a :func:`feature_network` makes of ``inputs`` ``[B, ...]``; float64, for what is computed from it."""
     return torch.cat([network(chunk).double() for chunk in inputs.split(IMAGES_AT_ONCE)])

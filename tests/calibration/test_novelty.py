@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
-from calibration.novelty import NoveltyDetector, feature_network, fit_density, relative_distance
+from calibration.density import fit_density
+from calibration.novelty import NoveltyDetector, feature_network, relative_distance
 from calibration.ranking import auroc
 from calibration.sites import UnsupportedNetworkError
 from models import bundle, networks
@@ -138,3 +139,18 @@ def test_features_that_say_nothing_are_refused(shipped: Bundle, fashion: Fashion
     some: LabelledImages = fashion.train[slice(0, 50)]
     with pytest.raises(ValueError, match="same of all images"):
         fit_density(as_bundle(shipped, network), some, some)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 784)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.layer(self.layer(images.flatten(1)).relu())
+        return found
+
+
+def test_a_last_layer_that_is_used_before_is_refused() -> None:
+    with pytest.raises(UnsupportedNetworkError, match="of its own"):
+        feature_network(Twice().eval(), (28, 28))

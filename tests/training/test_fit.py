@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models import bundle, networks, records
-from models.records import Augmentation
+from models.records import Augmentation, Diversity
 from training.data import FashionMNISTSplits, LabelledImages
 from training.fit import DivergedError, EpochRecord, Fitted, Recipe, evaluate, fit
 from training.regularisers import RISE, averaged, optimizer_for, schedule_for
@@ -220,4 +220,35 @@ def test_augmented_images_are_trained_on_by_the_seed(
     recipe = Recipe(epochs=2, augmentation=Augmentation(flip=True, shift=2, erase=0.5))
     assert trained(recipe) == trained(recipe)
     assert trained(recipe)[-1] > trained(Recipe(epochs=2))[-1] + 0.05
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_bfloat16_trains_as_well_and_keeps_float32_weights(small: tuple[LabelledImages, LabelledImages]) -> None:
+    """Other roundings, and the network is afterwards as any other: float32, for images in any order of memory."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        network = networks.build("CNN", {"channels": [8, 16]}, seed=0)
+        recipe = Recipe(epochs=2, precision=precision)
+        fitted = fit(network, *small, recipe, prepare=prepare)
+        found[precision] = fitted.history[-1], network.state_dict()
+        assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+    exact, rounded = found["float32"], found["bfloat16"]
+    assert abs(exact[0].validation_loss - rounded[0].validation_loss) < 0.1
+    assert not torch.equal(exact[1]["trunk.0.weight"], rounded[1]["trunk.0.weight"])
+
+
+def test_diversity_changes_what_is_trained_and_follows_the_seed(
+    small: tuple[LabelledImages, LabelledImages], global_state: Tensor
+) -> None:
+    def trained(seed: int, weight: float) -> tuple[Tensor, Fitted]:
+        network = networks.build("RandomDropoutModel", seed=0)
+        recipe = Recipe(epochs=1, seed=seed, diversity=Diversity(weight=weight))
+        fitted = fit(network, *small, recipe, prepare=prepare)
+        return network.state_dict()["layers.2.weight"], fitted
+
+    (first, told), (again, _), (other, _), (plain, _) = trained(0, 0.5), trained(0, 0.5), trained(1, 0.5), trained(0, 0)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, plain)
+    assert 0 < told.history[0].train_accuracy <= 1
     assert torch.equal(torch.get_rng_state(), global_state)

@@ -17,7 +17,7 @@ from torch import Tensor
 from training import __main__ as command_line
 from training import data, outliers, torchvision_compat
 from training.data import DataError
-from training.outliers import MNIST_FILE, fetch_mnist, load_outliers
+from training.outliers import MNIST_FILE, fetch_mnist, load_outliers, selection_sets
 
 
 @pytest.fixture(scope="session")
@@ -262,3 +262,18 @@ def test_the_real_mnist(real_mnist: Path) -> None:
     # LeCun et al.: digits of 20x20 pixels, centred, so that four pixels along every edge are nearly always black.
     assert (mnist[:, :4] > 0).double().mean() < 0.01
     assert mnist[:, 4:24, 4:24].double().mean() == pytest.approx(66, abs=2)
+
+
+def test_the_selection_sets_are_other_images_always_the_same(nowhere: Path, global_state: Tensor) -> None:
+    found, again = selection_sets(), selection_sets()
+    assert set(found) == {"letters", "photographs"}
+    assert not set(found) & set(load_outliers().sets)
+    for name, pixels in found.items():
+        assert pixels.shape == (1500, 28, 28)
+        assert pixels.dtype == torch.uint8
+        assert torch.equal(pixels, again[name])
+    letters = found["letters"]
+    assert (letters.flatten(1).max(1).values > 120).all(), "each is seen"
+    assert (letters == 0).float().mean() > 0.6
+    assert float(found["photographs"].float().std()) > 30
+    assert torch.equal(torch.get_rng_state(), global_state)
