@@ -236,7 +236,8 @@ def score_command(
     """Write BUNDLE's answers for your own IMAGES into a table, the same as those over HTTP.
 
     IMAGES is a folder of PNG, JPEG, WebP or BMP pictures, which may lie in one subfolder for each class; or an .npz
-    file with an array `images`, [N, 28, 28] or [N, 784] in 0..255, white on black, and `labels` if there are any.
+    file with an array `images`, of the shape and range in BUNDLE's card (those that ship: [N, 28, 28] or [N, 784] in
+    0..255, white on black), and `labels` if there are any.
     """
     if out.suffix.lower() not in scoring.SUFFIXES:
         raise click.BadParameter(f"{out} should end in {' or '.join(scoring.SUFFIXES)}", param_hint="'--out'")
@@ -247,6 +248,7 @@ def score_command(
         images = own_images.read(
             source,
             bundle.card.classes,
+            bundle.card.input,
             on_pictures=lambda done, total: progress.update(task, completed=done, total=total),
         )
         progress.reset(task, description=f"Scoring by {strategy.name}", total=len(images))

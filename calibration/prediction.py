@@ -22,9 +22,10 @@ def predict(
 ) -> PredictiveDistribution:
     """The calibrated prediction for ``images``, the same that the service gives.
 
-    ``images`` is an array or tensor of pixels, uint8 or float in 0..255, white on black, ``[N, 28, 28]`` or
-    ``[N, 784]``. ``strategy`` and ``samples`` are those of :func:`build_strategy`, whose strategy is made anew by each
-    call: to ask often, make it once, and call it with ``bundle.prepare(pixels), bundle.scaling(strategy.name)``.
+    ``images`` is an array or tensor of pixels, uint8 or float, of the shape and range in the bundle's card: for those
+    that ship ``[N, 28, 28]`` or ``[N, 784]`` in 0..255, white on black. ``strategy`` and ``samples`` are those of
+    :func:`build_strategy`, whose strategy is made anew by each call: to ask often, make it once, and call it with
+    ``bundle.prepare(pixels), bundle.scaling(strategy.name)``.
 
     What comes back holds the N by C probabilities as ``mean``, and per image its ``predictive_entropy``,
     ``expected_entropy`` and ``mutual_information`` in nats; see
@@ -33,7 +34,7 @@ def predict(
     Raises :class:`~training.data.DataError` for images of another shape, type or range, and what
     :func:`build_strategy` raises.
     """
-    pixels = checked_pixels(np.asarray(images), "the images")
+    pixels = checked_pixels(np.asarray(images), "the images", bundle.card.input)
     built = build_strategy(bundle, strategy, samples)
     return built(bundle.prepare(pixels), bundle.scaling(built.name))
 

@@ -132,7 +132,8 @@ class Bundle:
         return version_of(self.card, self.calibration)
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Pixels ``[B, 28, 28]`` in 0..255 (uint8 or float) as the float32 input that the network was trained on."""
+        """Pixels ``[B, *shape]`` in the card's range (uint8 or float) as the float32 input that the network was trained
+        on."""
         return normalise(pixels, self.card.input)
 
     def scaling(self, strategy: str) -> Scaling:
@@ -141,8 +142,13 @@ class Bundle:
 
 
 def normalise(pixels: Tensor, record: InputRecord) -> Tensor:
-    """``(pixels / 255 - mean) / std`` as float32; any shape."""
-    return pixels.float().div(255).sub_(record.mean).div_(record.std)
+    """``(pixels / maximum - mean) / std`` as float32, of ``[B, *shape]``."""
+    scaled = pixels.float().div(record.maximum)
+    return scaled.sub_(_by_channel(record.mean)).div_(_by_channel(record.std))
+
+
+def _by_channel(values: float | tuple[float, ...]) -> float | Tensor:
+    return values if isinstance(values, float) else torch.tensor(values).view(-1, 1, 1)
 
 
 def software_versions() -> dict[str, str]:

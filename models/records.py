@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 __all__ = [
     "CONFORMAL_METHODS",
@@ -69,17 +70,53 @@ class NetworkRecord(Record):
     parameters: int = Field(description="number of trainable parameters")
 
 
+def _left_out(default: Any) -> Any:
+    """A field that is not written where it has its ``default``, so that cards from before it was recorded keep their
+    checksums."""
+    return Field(default=default, exclude_if=lambda value: value == default)
+
+
+Size = Annotated[int, Field(ge=1, le=4096)]
+
+
 class InputRecord(Record):
-    """Pixels 0..255 become ``(pixel / 255 - mean) / std``."""
+    """How pixels in 0..``maximum`` become the network's input: ``(pixel / maximum - mean) / std``.
 
-    shape: tuple[int, int] = (28, 28)
-    mean: float = 0.5
-    std: float = Field(default=0.5, gt=0)
+    ``shape`` is that of one image, without the batch: height and width; channels, height and width; or the length of a
+    vector. ``mean`` and ``std`` are one number for all pixels, or one for each channel.
+    """
 
-    @field_validator("shape", mode="before")
+    shape: tuple[Size, ...] = Field(default=(28, 28), min_length=1, max_length=3)
+    mean: float | tuple[float, ...] = 0.5
+    std: float | tuple[float, ...] = 0.5
+    maximum: Annotated[float, Field(gt=0)] = _left_out(255.0)
+
+    @field_validator("shape", "mean", "std", mode="before")
     @classmethod
-    def _tuple(cls, shape: object) -> object:
-        return tuple(shape) if isinstance(shape, list) else shape
+    def _tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        if not all(value > 0 for value in (std if isinstance(std, tuple) else (std,))):
+            raise ValueError("must be greater than 0")
+        return std
+
+    @model_validator(mode="after")
+    def _channels(self) -> InputRecord:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if isinstance(values, tuple) and (len(self.shape) != 3 or len(values) != self.shape[0]):
+                raise ValueError(
+                    f"{name} has {len(values)} values, which images of shape {list(self.shape)} have no use for"
+                )
+        return self
+
+    @property
+    def pixels(self) -> int:
+        """The number of values of one image."""
+        return math.prod(self.shape)
 
 
 class DeltaRule(Record):
@@ -134,12 +171,6 @@ class Diversity(Record):
 
 Schedule = Literal["constant", "one_cycle"]
 Precision = Literal["float32", "bfloat16"]
-
-
-def _left_out(default: Any) -> Any:
-    """A field that is not written where it has its ``default``, so that cards from before it was recorded keep their
-    checksums."""
-    return Field(default=default, exclude_if=lambda value: value == default)
 
 
 class Recipe(Record):

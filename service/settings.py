@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
 
     bundles: Annotated[dict[str, str], NoDecode] = Field(
-        default={"mlp": "mlp"},
+        default={"cnn": "cnn"},
         description="bundles to serve, the default first: names of shipped ones or folders, separated by commas, each "
         "under a name of your own if you write name=folder",
     )

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.pictures import SIDE, PictureError, decode
+from models.pictures import PictureError, decode
+from models.records import InputRecord
 from training.data import DataError
 
 __all__ = ["OwnImages", "checked_pixels", "read"]
@@ -24,7 +25,7 @@ HOW_TO_SAVE = "save them with np.savez(file, images=pixels, labels=class_indices
 
 @dataclass(frozen=True)
 class OwnImages:
-    """``pixels`` ``[N, 28, 28]`` in 0..255, uint8 or float32, white on black; N is at least 1.
+    """``pixels`` ``[N, *shape]`` of the network's input, uint8 or float32 in 0..its maximum; N is at least 1.
 
     ``names`` are the pictures' paths below their folder, or the indices in the file; ``labels``, if there are any, are
     int64 ``[N]``, indices into the classes.
@@ -39,25 +40,32 @@ class OwnImages:
 
 
 def read(
-    path: Path, classes: Sequence[str], *, on_pictures: Callable[[int, int], None] = lambda _, __: None
+    path: Path,
+    classes: Sequence[str],
+    inputs: InputRecord = InputRecord(),  # noqa: B008  (frozen)
+    *,
+    on_pictures: Callable[[int, int], None] = lambda _, __: None,
 ) -> OwnImages:
     """The images in ``path``, in the order of their names or in that of the file.
 
     A folder holds pictures (PNG, JPEG, WebP, BMP) of dark things on a light background or the reverse; hidden files
     are passed over. They may lie in one subfolder for each class, named as in ``classes`` with "-" or "_" in the place
-    of "/", which labels them. ``on_pictures`` is told how many are decoded, and of how many.
+    of "/", which labels them. They become arrays of the shape of ``inputs``; see :func:`models.pictures.decode`.
+    ``on_pictures`` is told how many are decoded, and of how many.
 
-    An .npz file holds ``images``, or a single array of any name: uint8 or float in 0..255, white on black,
-    ``[N, 28, 28]`` or ``[N, 784]``; and ``labels`` if there are any: integer ``[N]``, indices into ``classes``.
+    An .npz file holds ``images``, or a single array of any name, as :func:`checked_pixels` takes them; and ``labels``
+    if there are any: integer ``[N]``, indices into ``classes``.
 
     Raises :class:`~training.data.DataError` that says which file or array is wrong, why, and what to do.
     """
     if path.is_dir():
-        return _read_folder(path, classes, on_pictures)
-    return _read_arrays(path, classes)
+        return _read_folder(path, classes, inputs, on_pictures)
+    return _read_arrays(path, classes, inputs)
 
 
-def _read_folder(folder: Path, classes: Sequence[str], on_pictures: Callable[[int, int], None]) -> OwnImages:
+def _read_folder(
+    folder: Path, classes: Sequence[str], inputs: InputRecord, on_pictures: Callable[[int, int], None]
+) -> OwnImages:
     entries = _visible(folder)
     subfolders = [entry for entry in entries if entry.is_dir()]
     if subfolders and len(subfolders) < len(entries):
@@ -71,11 +79,12 @@ def _read_folder(folder: Path, classes: Sequence[str], on_pictures: Callable[[in
         raise DataError(f"{folder} holds no pictures; put PNG, JPEG, WebP or BMP files into it")
     pixels = []
     for file in files:
-        pixels.append(_decode(file))
+        pixels.append(_decode(file, inputs))
         on_pictures(len(pixels), len(files))
     # A name that isn't UTF-8 could not be written into a table.
     names = (file.relative_to(folder).as_posix().encode(errors="backslashreplace").decode() for file in files)
-    return OwnImages(tuple(names), torch.from_numpy(np.stack(pixels)), labels)
+    found = torch.from_numpy(np.stack(pixels))
+    return OwnImages(tuple(names), found if inputs.maximum == 255 else found.float() * (inputs.maximum / 255), labels)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -101,23 +110,23 @@ def _class_index(folder: Path, classes: Sequence[str]) -> int:
     raise DataError(f"the folder {folder} is not named after a class; rename it to one of {known}")
 
 
-def _decode(file: Path) -> NDArray[np.uint8]:
+def _decode(file: Path, inputs: InputRecord) -> NDArray[np.uint8]:
     if not file.is_file():
         raise DataError(f"{file} is not a file; move it elsewhere")
     try:
-        return decode(file.read_bytes(), "auto")
+        return decode(file.read_bytes(), "auto", inputs.shape)
     except PictureError as error:
         raise DataError(f"{file}: {error}. Mend it, or move it elsewhere") from error
 
 
-def _read_arrays(path: Path, classes: Sequence[str]) -> OwnImages:
+def _read_arrays(path: Path, classes: Sequence[str], inputs: InputRecord) -> OwnImages:
     # Opened here, because numpy does not close what it fails to read.
     with path.open("rb") as file, _archive(path, file) as arrays:
         name = "images" if "images" in arrays.files or len(arrays.files) != 1 else arrays.files[0]
         if name not in arrays.files:
             found = ", ".join(arrays.files) or "nothing"
             raise DataError(f"{path} does not hold an array `images`, but {found}; {HOW_TO_SAVE}")
-        pixels = checked_pixels(_array(path, arrays, name), f"`{name}` in {path}")
+        pixels = checked_pixels(_array(path, arrays, name), f"`{name}` in {path}", inputs)
         labels = None
         if "labels" in arrays.files and name != "labels":
             labels = _checked_labels(_array(path, arrays, "labels"), len(pixels), classes, f"`labels` in {path}")
@@ -148,25 +157,30 @@ def _array(path: Path, arrays: Any, name: str) -> NDArray[Any]:
     return array
 
 
-def checked_pixels(array: NDArray[Any], place: str) -> Tensor:
-    """``array`` ``[N, 28, 28]`` or ``[N, 784]``, uint8 or float in 0..255, as uint8 or float32 ``[N, 28, 28]``.
+def checked_pixels(array: NDArray[Any], place: str, inputs: InputRecord = InputRecord()) -> Tensor:  # noqa: B008
+    """``array`` ``[N, *shape]`` of ``inputs``, or flat, ``[N, P]``: uint8, or float, in 0..the maximum, 255 by default;
+    as uint8 or float32 ``[N, *shape]``.
 
     Raises :class:`~training.data.DataError` for another; ``place`` is what it is called there.
     """
+    most = f"{inputs.maximum:g}"
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"{place} are of type {array.dtype}; they should be uint8, or float in 0..255")
-    if array.shape[1:] not in ((SIDE, SIDE), (SIDE * SIDE,)):
-        raise DataError(f"{place} have shape {array.shape}; it should be [N, {SIDE}, {SIDE}] or [N, {SIDE * SIDE}]")
+        raise DataError(f"{place} are of type {array.dtype}; they should be uint8, or float in 0..{most}")
+    if array.shape[1:] not in (inputs.shape, (inputs.pixels,)):
+        known = " or ".join(
+            f"[N, {', '.join(map(str, shape))}]" for shape in dict.fromkeys((inputs.shape, (inputs.pixels,)))
+        )
+        raise DataError(f"{place} have shape {array.shape}; it should be {known}")
     if not len(array):
         raise DataError(f"{place} are none; there should be one at least")
     flat = array.reshape(len(array), -1)
-    wrong = np.flatnonzero(~((flat >= 0) & (flat <= 255)).all(axis=1))  # NaN is neither.
+    wrong = np.flatnonzero(~((flat >= 0) & (flat <= inputs.maximum)).all(axis=1))  # NaN is neither.
     if len(wrong):
-        raise DataError(f"{place} have pixels that are NaN or outside 0..255, first at index {wrong[0]}; mend them")
-    if array.dtype != np.uint8 and 0 < array.max() <= 1:
-        raise DataError(f"{place} have no pixel above 1, as if scaled to 0..1; multiply them by 255")
+        raise DataError(f"{place} have pixels that are NaN or outside 0..{most}, first at index {wrong[0]}; mend them")
+    if array.dtype != np.uint8 and 0 < array.max() <= 1 < inputs.maximum:
+        raise DataError(f"{place} have no pixel above 1, as if scaled to 0..1; multiply them by {most}")
     dtype = np.uint8 if array.dtype == np.uint8 else np.float32
-    return torch.from_numpy(np.ascontiguousarray(flat, dtype=dtype)).reshape(-1, SIDE, SIDE)
+    return torch.from_numpy(np.ascontiguousarray(flat, dtype=dtype)).reshape(-1, *inputs.shape)
 
 
 def _checked_labels(array: NDArray[Any], images: int, classes: Sequence[str], place: str) -> Tensor:

@@ -21,7 +21,7 @@ def main(target: Path) -> None:
         sys.exit(f"none of {', '.join(chromium.NAMES)} is installed")
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder) / "log") as client,
+        serving(Path(folder) / "log", "cnn") as client,
         sync_playwright() as playwright,
     ):
         browser = chromium.launch(playwright, executable)

@@ -79,8 +79,8 @@ def test_the_command_writes_a_parquet_table(shipped: bundle.Bundle, labelled_pic
     assert listing(out.parent) == [out.name]
     table = parquet.read_table(out)
     assert table.column_names == [
-        "image", "true_label", "label", "class_index", "confidence", "probabilities", "uncertainty", "standard_error",
-        "samples", "prediction_set", "abstain", "reason",
+        "image", "true_label", "label", "class_index", "confidence", "probabilities", "uncertainty", "novelty",
+        "standard_error", "samples", "prediction_set", "abstain", "reason",
     ]  # fmt: skip
     assert table["image"].to_pylist() == ["Ankle boot/boot.png", "T-shirt-top/boot.png"]
     assert table["true_label"].to_pylist() == ["Ankle boot", "T-shirt/top"]
@@ -92,7 +92,7 @@ def test_the_command_writes_a_parquet_table(shipped: bundle.Bundle, labelled_pic
         b"strategy": b"mc_dropout",
         b"samples": b"8",
         b"temperature": str(round(shipped.scaling("mc_dropout").temperature, 6)).encode(),
-        b"schema": b"2",
+        b"schema": b"3",
         b"coverage": b"0.9",
         b"target_error": b"0.05",
     }

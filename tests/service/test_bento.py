@@ -42,9 +42,10 @@ def environment(home: Path) -> dict[str, str]:
     tools = home / "tools"
     tools.mkdir()
     (tools / "uv").symlink_to("/bin/false")
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DROPOUT_BUNDLES")}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return inherited | {
         "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "PIP_NO_INDEX": "1", "DROPOUT_WORKERS": "1",
+        "DROPOUT_BUNDLES": "mlp",
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
 
@@ -92,6 +93,7 @@ def test_it_holds_what_serving_needs_and_nothing_else(bento: Path, shipped: bund
     found = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     files = {"card.json", "calibration.json", "weights.safetensors", f"report-{shipped.version}.html.gz"}
     assert {f"models/pretrained/mlp/{name}" for name in files} <= found
+    assert "models/pretrained/cnn/weights.safetensors" in found, "the service's default"
     assert any(name.startswith("models/pretrained/mlp/calibration-") for name in found)
     assert "service/page/index.html" in found
     for floor in ("models", "service"):
