@@ -17,14 +17,14 @@ from calibration.export_command import export_command
 from calibration.log_command import log_command
 from calibration.masks import DEFAULT_DESIGN, DESIGNS
 from calibration.prediction import DEFAULT_STRATEGIES, build_strategy
-from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, STRATEGIES, applicable
+from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, STRATEGIES, Sampling, applicable
 from calibration.subnetworks import NoActiveDropoutError, UnsupportedNetworkError
 from models import bundle as bundles
 from models import storage
 from models.command_line import NameList, NumberList, error_console, progress_bar, run
 from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR, Calibration, MaskDesign
 from training import bundling, data, outliers, own_images
-from training.options import data_option
+from training.options import data_option, network_option
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -50,15 +50,29 @@ def main() -> None:
     show_default=True,
     help="How the sub-networks' masks depend on each other; independent is plain MC dropout.",
 )
-@data_option
-def fit_command(*, bundle_name: str, samples: int, seed: int, design: MaskDesign, data_folder: Path | None) -> None:
+@click.option(
+    "--data",
+    "data_path",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder with the Fashion-MNIST files.  [default: as for `training fit`] For a BUNDLE that was trained "
+    "elsewhere: labelled images that it was not trained on, as `score` takes them.",
+)
+@click.option(
+    "--train-data",
+    type=click.Path(exists=True, path_type=Path),
+    help="For a BUNDLE that was trained elsewhere: labelled images that it was trained on, for the novelty of others.",
+)
+@network_option
+def fit_command(
+    *, bundle_name: str, samples: int, seed: int, design: MaskDesign, data_path: Path | None, train_data: Path | None
+) -> None:
     """Calibrate every test-time strategy on the bundle's calibration images, and store that in BUNDLE.
 
     One half of the images serves the temperatures, the other prediction sets and abstention.
     """
     bundle = bundles.load(bundle_name, calibrated=False)
-    splits = data.load(data_folder, split_seed=bundle.card.data.split_seed)
-    calibration, scores = _calibrate(bundle, splits, samples, seed, design)
+    images, trained_on = _own_or_split(bundle, data_path, train_data)
+    calibration, scores = _calibrate(bundle, images, trained_on, Sampling(samples, seed, design))
     bundles.save_calibration(bundle, calibration, scores)
     for name, record in calibration.strategies.items():
         click.echo(
@@ -111,7 +125,7 @@ def report_command(
         raise click.UsageError(
             f"two bundles have the same name, but for signs: {', '.join(names)}", click.get_current_context()
         )
-    seeds = {bundle.card.data.split_seed for bundle in loaded}
+    seeds = {_split_seed(bundle) for bundle in loaded}
     if len(seeds) > 1:
         raise click.ClickException(
             "the bundles were trained on different splits of the data, so that no images are new to all of them"
@@ -157,7 +171,7 @@ def _subject(
     if bundle.calibration is not None and bundle.scores is not None:
         calibration, scores = bundle.calibration, bundle.scores
     else:
-        calibration, scores = _calibrate(bundle, splits)
+        calibration, scores = _calibrate(bundle, splits.calibration, splits.train)
     folder = ensembles / bundle.card.name
     members = bundling.load_ensemble(folder, bundle.card)
     if len(members) < 2:
@@ -184,7 +198,7 @@ def compare_command(
     bundle = bundles.load(bundle_name)
     if samples and not all(2 <= number <= 1024 for number in samples):
         raise click.UsageError("--samples must lie between 2 and 1024", click.get_current_context())
-    splits = data.load(data_folder, split_seed=bundle.card.data.split_seed)
+    splits = data.load(data_folder, split_seed=_split_seed(bundle))
     test = splits.test[slice(images)]
     with progress_bar("ways") as progress:
         rows = list(comparison.compare(
@@ -229,6 +243,7 @@ def compare_command(
     show_default=True,
     help="The fraction of wrong ones among the answers that are not abstained from.",
 )
+@network_option
 def score_command(
     *, bundle_name: str, source: Path, out: Path, strategy_name: str | None, samples: int | None, coverage: float,
     target_error: float,
@@ -266,17 +281,47 @@ main.add_command(export_command)
 main.add_command(log_command)
 
 
+def _split_seed(bundle: bundles.Bundle) -> int:
+    if bundle.card.data is None:
+        raise click.ClickException(
+            f"{bundle.card.name} was trained elsewhere: this command measures on {data.NAME} alone, which is none of "
+            "its data; `fit` and `score` take its own"
+        )
+    return bundle.card.data.split_seed
+
+
+def _own_or_split(
+    bundle: bundles.Bundle, path: Path | None, train: Path | None
+) -> tuple[data.LabelledImages, data.LabelledImages | None]:
+    """The calibration images, and those trained on if they are there."""
+    if bundle.card.data is None:
+        if path is None:
+            raise click.UsageError(
+                f"{bundle.card.name} was trained elsewhere: name labelled images for its calibration with --data",
+                click.get_current_context(),
+            )
+        trained_on = None if train is None else own_images.read_labelled(train, bundle.card)
+        return own_images.read_labelled(path, bundle.card), trained_on
+    if train is not None or (path is not None and not path.is_dir()):
+        raise click.UsageError(
+            f"{bundle.card.name} was trained on {data.NAME}: --data is a folder with its files, and --train-data not "
+            "needed",
+            click.get_current_context(),
+        )
+    splits = data.load(path, split_seed=_split_seed(bundle))
+    return splits.calibration, splits.train
+
+
 def _calibrate(
     bundle: bundles.Bundle,
-    splits: data.FashionMNISTSplits,
-    samples: int = DEFAULT_SAMPLES,
-    seed: int = DEFAULT_SEED,
-    design: MaskDesign = DEFAULT_DESIGN,
+    images: data.LabelledImages,
+    train: data.LabelledImages | None,
+    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
 ) -> tuple[Calibration, bundles.CalibrationScores]:
     with progress_bar("strategies") as progress:
         task = progress.add_task("Calibrating", total=len(applicable(bundle.network, bundle.card.input.shape)))
         return calibrate(
-            bundle, splits.calibration, train=splits.train, samples=samples, seed=seed, design=design,
+            bundle, images, train=train, samples=sampling.samples, seed=sampling.seed, design=sampling.design,
             on_strategy=lambda _: progress.advance(task),
         )  # fmt: skip
 

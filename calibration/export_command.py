@@ -9,6 +9,7 @@ import click
 
 from calibration.subnetworks import NoActiveDropoutError, UnsupportedNetworkError
 from models import bundle as bundles
+from training.options import network_option
 
 __all__ = ["export_command"]
 
@@ -34,6 +35,7 @@ EXPORTED = ("mc_dropout", "weight_scaling")
     show_default=True,
     help="Whether the sub-networks are part of the model, or come with each request.",
 )
+@network_option
 def export_command(*, bundle_name: str, out: Path, **options: Any) -> None:
     """Write BUNDLE as an ONNX model: pixels in, calibrated probabilities and uncertainties out.
 

@@ -167,7 +167,10 @@ def write(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> Card:
 
     ``card`` has the fields of :class:`Card` but for the format and the weights' checksum, which are filled in.
     """
-    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    weights = safetensors.torch.save(
+        # Each of its own, for safetensors refuses two names for one tensor, as tied weights have.
+        {name: tensor.clone().contiguous() for name, tensor in network.state_dict().items()}
+    )
     storage.write_bytes(folder / WEIGHTS, weights)
     full = Card(**card, weights_sha256=hashlib.sha256(weights).hexdigest())
     storage.write_text(folder / CARD, sealed.sealed(full))
@@ -288,8 +291,10 @@ def _check_card(path: Path, card: Card, network: nn.Module) -> None:
     if parameters != card.network.parameters:
         raise BundleError(f"{path} says {card.network.parameters:,} parameters, the weights have {parameters:,}")
     try:
-        outputs = network(torch.zeros(1, *card.input.shape)).shape
-    except RuntimeError as error:
+        with torch.inference_mode():
+            outputs = network(torch.zeros(1, *card.input.shape))
+    except Exception as error:  # It may be the user's own code.
         raise BundleError(f"{path}: {card.network.name} does not take images of {card.input.shape}: {error}") from error
-    if outputs != (1, len(card.classes)):
-        raise BundleError(f"{path} names {len(card.classes)} classes, the network's output is {tuple(outputs)}")
+    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if found != (1, len(card.classes)):
+        raise BundleError(f"{path} names {len(card.classes)} classes, the network's output is {found}")

@@ -229,15 +229,16 @@ class Floors(Record):
 
 
 class Card(Record):
-    """All that is known about the weights, except their calibration."""
+    """All that is known about the weights, except their calibration. ``training`` and ``data`` are null for a network
+    that was trained elsewhere."""
 
     format: int = CARD_FORMAT
     name: str
     network: NetworkRecord
     classes: tuple[str, ...]
     input: InputRecord
-    training: TrainingRecord
-    data: DataRecord
+    training: TrainingRecord | None
+    data: DataRecord | None
     metrics: dict[str, float]
     floors: Floors = _left_out(Floors())
     versions: dict[str, str]

@@ -166,8 +166,9 @@ def ensemble_command(*, bundle_name: str, members: int, out: Path | None, data_f
     """
     card = bundle.load(bundle_name, calibrated=False).card
     out = out or bundling.ENSEMBLES / card.name
-    splits = data.load(data_folder, split_seed=card.data.split_seed)
-    for seed in range(card.training.seed + 1, card.training.seed + 1 + members):
+    first = bundling.recipe_of(card).seed + 1
+    splits = data.load(data_folder, split_seed=card.data.split_seed if card.data else data.DEFAULT_SPLIT_SEED)
+    for seed in range(first, first + members):
         folder = bundling.member_folder(out, seed)
         if folder.exists():
             bundling.load_member(folder, card)

@@ -46,9 +46,15 @@ class Trained:
     diverged: DivergedError | None
 
 
-def recipe_of(card: records.Card, seed: int) -> Recipe:
-    """The recipe of a bundle, with another seed."""
-    return card.training.recipe.model_copy(update={"seed": seed})
+def recipe_of(card: records.Card, seed: int | None = None) -> Recipe:
+    """The recipe of a bundle, with another seed if one is given.
+
+    Raises :class:`~models.bundle.BundleError` if it is not known.
+    """
+    if card.training is None:
+        raise bundle.BundleError(f"{card.name} was trained elsewhere: how is not known, so that it can't be done again")
+    recipe = card.training.recipe
+    return recipe if seed is None else recipe.model_copy(update={"seed": seed})
 
 
 def load_member(folder: Path, card: records.Card) -> bundle.Bundle:
@@ -57,7 +63,7 @@ def load_member(folder: Path, card: records.Card) -> bundle.Bundle:
     Raises :class:`~models.bundle.BundleError` if it is another, or none.
     """
     found = bundle.load(folder, calibrated=False)
-    own = recipe_of(found.card, found.card.training.seed)
+    own = recipe_of(found.card)
     same = (found.card.network, found.card.data, found.card.input) == (card.network, card.data, card.input)
     if not same or own != recipe_of(card, own.seed):
         raise bundle.BundleError(f"{folder} was not trained as {card.name} was: choose another folder for its ensemble")

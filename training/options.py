@@ -10,9 +10,10 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from models.networks import own
 from models.records import Augmentation, DeltaRule, Diversity, Precision, Record, Regularisation, Schedule
 
-__all__ = ["MAX_SEED", "Argument", "data_option", "recipe_options", "recipe_parts"]
+__all__ = ["MAX_SEED", "Argument", "data_option", "network_option", "recipe_options", "recipe_parts"]
 
 MAX_SEED = 2**63 - 1
 """What torch's generators take."""
@@ -28,6 +29,25 @@ def data_option(function: Decorated) -> Decorated:
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         help="Folder with the Fashion-MNIST files. Default: $FASHION_MNIST_DIR, the project's data folder, Debian's "
         "package, or a download.",
+    )(function)
+
+
+def network_option(function: Decorated) -> Decorated:
+    """The ``--network`` option, which trusts what it names, and gives the command nothing."""
+
+    def trust(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> None:
+        for name in names:
+            if not own.is_own(name):
+                raise click.BadParameter(f"{name!r} is not of the form package.module:factory")
+            own.trust(name)
+
+    return click.option(
+        "--network",
+        multiple=True,
+        expose_value=False,
+        callback=trust,
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="Code of your own that BUNDLE may run to build its network; $DROPOUT_NETWORKS does the same.",
     )(function)
 
 

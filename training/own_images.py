@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.pictures import PictureError, decode
-from models.records import InputRecord
-from training.data import DataError
+from models.records import Card, InputRecord
+from training.data import DataError, LabelledImages
 
-__all__ = ["OwnImages", "checked_pixels", "read"]
+__all__ = ["OwnImages", "checked_pixels", "read", "read_labelled"]
 
 HOW_TO_SAVE = "save them with np.savez(file, images=pixels, labels=class_indices), labels being optional"
 
@@ -61,6 +61,21 @@ def read(
     if path.is_dir():
         return _read_folder(path, classes, inputs, on_pictures)
     return _read_arrays(path, classes, inputs)
+
+
+def read_labelled(path: Path, card: Card) -> LabelledImages:
+    """The images in ``path``, which must have labels, in a random order that is always the same.
+
+    Raises what :func:`read` raises, and :class:`~training.data.DataError` if there are no labels.
+    """
+    images = read(path, card.classes, card.input)
+    if images.labels is None:
+        raise DataError(
+            f"{path} holds images without labels: put pictures into one subfolder for each class, or an array `labels` "
+            "into the .npz file"
+        )
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
+    return LabelledImages(images.pixels[order], images.labels[order])
 
 
 def _read_folder(

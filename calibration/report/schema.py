@@ -312,7 +312,7 @@ class ModelReport(Record):
     version: str
     network: str
     parameters: int
-    training: TrainingRecord
+    training: TrainingRecord | None
     calibration: Literal["stored", "fitted for this report"]
     calibration_images: int
     default: str = Field(description="the strategy that figures of one strategy show")

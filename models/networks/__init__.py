@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.networks import own
 from models.networks.cnn import CNN
 from models.networks.mlp import (
     MLP,
@@ -57,16 +58,19 @@ def accepted_arguments(name: str) -> frozenset[str]:
 
 
 def build(name: str, arguments: Mapping[str, Any] | None = None, *, seed: int | None = None) -> nn.Module:
-    """Construct the network ``name`` with ``arguments``.
+    """Construct the network ``name`` with ``arguments``: one of :data:`NETWORKS`, or one of the user's own, see
+    :mod:`models.networks.own`.
 
-    ``seed`` draws the initial weights; the global generator is left as it was. Without a seed the network lies
-    on torch's ``meta`` device: its structure without weights, for ``load_state_dict(..., assign=True)``.
+    ``seed`` draws the initial weights; the global generator is left as it was. Without a seed the network is for
+    ``load_state_dict(..., assign=True)``: those of the project lie on torch's ``meta`` device, without weights.
 
     Raises ``ValueError`` for an unknown name, an unknown argument or a value that the network refuses.
     """
     arguments = dict(arguments or {})
+    if own.is_own(name):
+        return own.build(name, arguments, seed or 0)
     if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(NETWORKS)}")
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(NETWORKS)}, and package.module:factory")
     accepted = accepted_arguments(name)
     if unknown := sorted(set(arguments) - accepted):
         takes = f"takes {', '.join(sorted(accepted))}" if accepted else "takes no arguments"

@@ -61,6 +61,7 @@ def test_the_card_records_the_whole_recipe_and_any_argument(tmp_path: Path) -> N
     assert card.network.arguments == {
         "dropout": [0.1, 0.2], "hidden_widths": [8], "dropout_kind": "alpha", "activation": "selu",
     }  # fmt: skip
+    assert card.training is not None
     assert card.training.regularisation == Regularisation(
         weight_decay=0.01, decoupled=True, label_smoothing=0.1, max_norm=2.0, input_noise=0.3, activation_noise=0.2,
         weight_noise=0.05, delta_rule=DeltaRule(),
@@ -78,6 +79,7 @@ def test_early_stopping_is_told(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     training = bundle.load(tmp_path / "b").card.training
+    assert training is not None
     assert training.stopped == "early"
     assert training.epochs_run == training.best_epoch + 1
     assert f"Stopped early after epoch {training.epochs_run}; restored epoch {training.best_epoch}." in done.stdout
@@ -92,9 +94,10 @@ def test_an_ensemble_is_trained_as_the_bundle_was_from_other_seeds(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     one = bundle.load(tmp_path / "one")
     members = load_ensemble(tmp_path / "all", one.card)
-    assert [member.card.training.seed for member in members] == [5, 6]
+    assert [recipe_of(member.card).seed for member in members] == [5, 6]
     assert len({member.card.weights_sha256 for member in [one, *members]}) == 3
     for member in members:
+        assert member.card.training is not None
         assert member.card.training.model_copy(update={"seed": 4}) == one.card.training
         assert member.card.network == one.card.network
 

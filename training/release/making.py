@@ -64,6 +64,6 @@ def _trained(
                 raise MakingError(f"{name}: {trained.diverged}")
     found = bundles.load(folder, calibrated=False)
     network = (found.card.network.name, found.card.network.arguments)
-    if network != (preset.network, preset.arguments) or found.card.training.recipe != recipe:
+    if network != (preset.network, preset.arguments) or bundling.recipe_of(found.card) != recipe:
         raise MakingError(f"{folder} was made by another recipe; remove it, or name another --out")
     return found
