@@ -1,0 +1,230 @@
+"""Networks that were trained elsewhere: from their weights to a calibrated bundle, as users go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from pyarrow import parquet
+from sklearn.datasets import load_digits
+from torch import nn
+
+from calibration import importing, predict
+from calibration.importing import ImportFailedError, import_network
+from calibration.novelty import NoveltyDetector
+from calibration.sites import NoActiveDropoutError, UnsupportedNetworkError
+from models import bundle
+from models.bundle import BundleError
+from models.networks import own
+from models.records import InputRecord
+from tests import own_networks
+from tests.command_line import refused, run
+
+DIGITS = "tests.own_networks:digits"
+INPUTS = InputRecord(shape=(8, 8), mean=0.0, std=1.0, maximum=16.0)
+CLASSES = tuple("0123456789")
+
+
+@pytest.fixture(autouse=True)
+def nothing_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(own.ENVIRONMENT_VARIABLE, raising=False)
+    # So that what a test trusts is forgotten after it.
+    monkeypatch.setenv(own.ENVIRONMENT_VARIABLE, "")
+
+
+def saved(network: nn.Module, path: Path) -> Path:
+    safetensors.torch.save_file(network.state_dict(), path)
+    return path
+
+
+def imported(name: str, weights: Path, out: Path, **others: Any) -> bundle.Bundle:
+    given = {"arguments": {}, "classes": CLASSES, "inputs": INPUTS, "outputs": "logits", "bundle_name": "mine"} | others
+    made, _ = import_network(f"tests.own_networks:{name}", weights, out, **given)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of a network trained on scikit-learn's digits, and its data in three files."""
+    folder = tmp_path_factory.mktemp("digits")
+    found = load_digits()
+    order = np.random.default_rng(0).permutation(len(found.target))
+    pixels, labels = found.images[order].astype(np.float32), found.target[order]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = own_networks.digits()
+        optimizer = torch.optim.Adam(network.parameters(), 0.01)
+        inputs, targets = torch.from_numpy(pixels[:1000] / 16), torch.from_numpy(labels[:1000])
+        for _ in range(150):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(inputs), targets).backward()
+            optimizer.step()
+    saved(network, folder / "weights.safetensors")
+    for name, part in {"train": slice(1000), "calibration": slice(1000, 1400), "test": slice(1400, None)}.items():
+        np.savez(folder / f"{name}.npz", images=pixels[part], labels=labels[part])
+    return folder
+
+
+def test_from_weights_to_a_table_of_answers_on_the_command_line(trained: Path, tmp_path: Path) -> None:
+    mine, table = tmp_path / "mine", tmp_path / "scores.parquet"
+    done = run(
+        "models", "import", DIGITS, "--weights", trained / "weights.safetensors", "--classes", ",".join(CLASSES),
+        "--shape", "8,8", "--maximum", "16", "--outputs", "logits", "--out", mine,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Dropout: 3 (bernoulli, rate 0.3)." in done.stdout
+    data = ["--data", trained / "calibration.npz", "--train-data", trained / "train.npz"]
+    done = run("calibration", "fit", mine, "--network", DIGITS, *data)
+    assert done.returncode == 0, done.stderr
+    done = run(
+        "calibration", "score", mine, trained / "test.npz", "--out", table, environment={"DROPOUT_NETWORKS": DIGITS}
+    )
+    assert done.returncode == 0, done.stderr
+    rows = parquet.read_table(table).to_pylist()
+    assert len(rows) == 397
+    assert np.mean([row["label"] == row["true_label"] for row in rows]) > 0.95
+    assert all(0 < row["novelty"]["p_value"] <= 1 for row in rows)
+    assert refused("models", mine, code=1).endswith(f"name it in the environment: DROPOUT_NETWORKS={DIGITS}")
+
+
+def test_the_bundle_predicts_as_the_network_and_tells_novel_images(trained: Path, tmp_path: Path) -> None:
+    imported("digits", trained / "weights.safetensors", tmp_path / "mine")
+    done = run(
+        "calibration", "fit", tmp_path / "mine", "--network", DIGITS, "--data", trained / "calibration.npz",
+        "--train-data", trained / "train.npz",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    mine = bundle.load(tmp_path / "mine")
+    assert (mine.card.training, mine.card.data, mine.card.input) == (None, None, INPUTS)
+    test = np.load(trained / "test.npz")
+    distribution = predict(mine, test["images"])
+    assert (distribution.mean.argmax(1).numpy() == test["labels"]).mean() > 0.95
+    alone = predict(mine, test["images"].reshape(-1, 64), strategy="weight_scaling")
+    weights = own_networks.digits().eval()
+    weights.load_state_dict(safetensors.torch.load_file(trained / "weights.safetensors"))
+    with torch.inference_mode():
+        logits = weights(torch.from_numpy(test["images"] / 16))
+    temperature = mine.scaling("weight_scaling").temperature
+    assert (alone.mean - (logits / temperature).softmax(1)).abs().max() < 1e-5
+    detector = NoveltyDetector.of(mine)
+    assert detector is not None
+    noise = torch.rand(200, 8, 8, generator=torch.Generator().manual_seed(0)) * 16
+    assert (detector(mine.prepare(noise)).p_value < 0.05).double().mean() > 0.5
+    assert (detector(mine.prepare(torch.from_numpy(test["images"]))).p_value < 0.05).double().mean() < 0.15
+
+
+def test_one_of_torchvisions_takes_a_folder_of_pictures(tmp_path: Path) -> None:
+    weights = saved(own_networks.mobile_net(), tmp_path / "weights.safetensors")
+    inputs = InputRecord(shape=(3, 32, 48), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    mine = imported("mobile_net", weights, tmp_path / "mine", inputs=inputs, classes=tuple("abcde"))
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        folder = tmp_path / "pictures" / "abcde"[number % 5]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    name = "tests.own_networks:mobile_net"
+    done = run("calibration", "fit", mine.path, "--network", name, "--data", tmp_path / "pictures", "--samples", "8")
+    assert done.returncode == 0, done.stderr
+    done = run("calibration", "score", mine.path, tmp_path / "pictures", "--network", name, "--out", tmp_path / "t.csv")
+    assert "Images scored: 20" in done.stdout, done.stderr
+
+
+def test_a_transformer_encoder_is_sampled_unless_dropout_hides_in_its_attention(tmp_path: Path) -> None:
+    inputs = InputRecord(shape=(12, 16), mean=0.5, std=0.5)
+    weights = saved(own_networks.TransformerClassifier(), tmp_path / "weights.safetensors")
+    mine = imported(
+        "TransformerClassifier", weights, tmp_path / "mine", inputs=inputs, classes=("a", "b", "c"),
+        arguments={"rate": 0.25},
+    )  # fmt: skip
+    images = np.random.default_rng(0).integers(0, 256, (4, 12, 16), dtype=np.uint8)
+    assert (predict(mine, images).mutual_information > 0).all()
+    with pytest.raises(
+        UnsupportedNetworkError, match=r"self_attn.*draws random numbers.*use torch\.nn's dropout layers"
+    ):
+        imported(
+            "TransformerClassifier", weights, tmp_path / "other", inputs=inputs, classes=("a", "b", "c"),
+            arguments={"attention_rate": 0.1},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "error", "message"), [
+    ("without_dropout", NoActiveDropoutError, "no active dropout layer"),
+    ("FunctionalDropout", UnsupportedNetworkError, r"FunctionalDropout\.forward draws random numbers"),
+    ("no_network", ValueError, "made str, not a torch.nn.Module"),
+    ("broken", ValueError, "can't be built: RuntimeError: it has no time"),
+    ("nothing", ValueError, "can't be imported: .*nothing"),
+])  # fmt: skip
+def test_what_cannot_be_sampled_is_refused_by_name(
+    trained: Path, tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
+    weights = trained / "weights.safetensors"
+    if name == "FunctionalDropout":
+        weights = saved(own_networks.FunctionalDropout(), tmp_path / "weights.safetensors")
+    with pytest.raises(error, match=message):
+        imported(name, weights, tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(("others", "message"), [
+    ({"classes": CLASSES[:9]}, r"9 classes are named, and for a batch of 3 the network gave \[3, 10\]"),
+    ({"inputs": InputRecord(shape=(9, 8))}, r"does not take images of shape \[9, 8\]"),
+    ({"arguments": {"hidden": 31}}, "does not hold this network's weights"),
+    ({"outputs": "probabilities"}, "must return logits, or log-probabilities"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(trained: Path, tmp_path: Path, others: dict[str, Any], message: str) -> None:
+    with pytest.raises(ImportFailedError, match=message):
+        imported("digits", trained / "weights.safetensors", tmp_path / "mine", **others)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_damaged_weights_are_refused(trained: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "weights.pt"
+    torch.save(own_networks.digits().state_dict(), pickled)
+    with pytest.raises(ImportFailedError, match="is no safetensors file"):
+        imported("digits", pickled, tmp_path / "mine")
+    network = own_networks.digits()
+    nn.init.constant_(next(network.parameters()), float("nan"))
+    with pytest.raises(ImportFailedError, match=r"not finite in 1\.weight"):
+        imported("digits", saved(network, tmp_path / "nan.safetensors"), tmp_path / "mine")
+
+
+def test_an_engine_that_disagrees_is_noticed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(importing.MaskedCopies):
+        def logits(self, inputs: torch.Tensor, rows: slice) -> torch.Tensor:
+            return super().logits(inputs, rows) + 0.01
+
+    monkeypatch.setattr(importing, "MaskedCopies", Wrong)
+    with pytest.raises(ImportFailedError, match="differ by 0.01 from those run one by one"):
+        imported("digits", trained / "weights.safetensors", tmp_path / "mine")
+
+
+def test_code_that_is_not_trusted_is_not_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported("digits", trained / "weights.safetensors", tmp_path / "mine")
+    monkeypatch.setenv(own.ENVIRONMENT_VARIABLE, "another.module:build")
+    with pytest.raises(BundleError, match="code of its own, which loading would run"):
+        bundle.load(tmp_path / "mine")
+
+
+def test_an_existing_folder_is_left_alone(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("two years")
+    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
+        imported("digits", trained / "weights.safetensors", tmp_path / "mine")
+
+
+def test_commands_for_fashion_mnist_say_so(trained: Path, tmp_path: Path) -> None:
+    imported("digits", trained / "weights.safetensors", tmp_path / "mine")
+    mine = str(tmp_path / "mine")
+    assert "name labelled images" in refused("calibration", "fit", mine, "--network", DIGITS, code=2)
+    unlabelled = tmp_path / "unlabelled.npz"
+    np.savez(unlabelled, images=np.zeros((3, 8, 8), np.uint8))
+    message = refused("calibration", "fit", mine, "--network", DIGITS, "--data", unlabelled, code=1)
+    assert "holds images without labels" in message
+    assert "is not of the form package.module:factory" in refused(
+        "calibration", "fit", mine, "--network", "tests", code=2
+    )
