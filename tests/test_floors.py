@@ -17,8 +17,8 @@ calibration."""
 FOLDERS = ["models", "training", "calibration", "service"]
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 COMMANDS = {"training/__main__.py": "training.release", "models/__main__.py": "calibration"}
-"""Registers commands of floors above it, up to this one: of training, of the study and of the release; and the import of
-a network, which is held against the engine first."""
+"""What registers commands of floors above its own, up to this one: of the study and the release; and the import of a
+network, which is held against the engine first."""
 
 
 def floor_of(module: str) -> int | None:

@@ -12,4 +12,7 @@ def test_a_bundle_is_verified_and_named(shipped: bundle.Bundle) -> None:
 
 def test_what_cannot_be_verified_is_one_line() -> None:
     assert "no bundle 'nowhere'" in refused("models", "nowhere", code=1)
-    assert "Missing argument 'BUNDLE'" in refused("models", code=2)
+    assert "Missing argument 'BUNDLE'" in refused("models", "verify", code=2)
+    alone = run("models")
+    assert alone.returncode == 2
+    assert "Make a bundle of a network that was trained elsewhere" in alone.stderr
