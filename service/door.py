@@ -122,9 +122,9 @@ class Door:
     async def _decode(self, found: Entrance, incoming: Incoming) -> Asked:
         try:
             if len(incoming.body) <= found.inline_bytes:
-                return found.decode(incoming)
+                return found.decode(incoming, self.state.inputs)
             limiter = self.pictures if found.pictures else None
-            return await anyio.to_thread.run_sync(found.decode, incoming, limiter=limiter)
+            return await anyio.to_thread.run_sync(found.decode, incoming, self.state.inputs, limiter=limiter)
         except ValidationError as error:
             raise from_validation(error) from error
 

@@ -12,10 +12,11 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import Headers
 
 from models import pictures
-from models.pictures import SIDE
+from models.records import InputRecord
 from service import protocol_v2
 from service.errors import RequestError, from_validation
 from service.wire import (
@@ -25,9 +26,10 @@ from service.wire import (
     ImageOptions,
     PredictRequest,
     QueryOptions,
+    request_model,
 )
 
-__all__ = ["Asked", "Entrance", "Incoming", "entrance"]
+__all__ = ["Asked", "Entrance", "Incoming", "Inputs", "entrance"]
 
 V2_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
@@ -43,8 +45,30 @@ class Incoming:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What the images of each loaded bundle are like, by its name; the default bundle's come first."""
+
+    by_name: Mapping[str, InputRecord]
+
+    def of(self, name: str) -> InputRecord:
+        """Those of the bundle ``name``; of the default where there is none, which is told of later."""
+        return self.by_name.get(name) or next(iter(self.by_name.values()))
+
+    def of_body(self, body: bytes) -> InputRecord:
+        """Those of the bundle that a JSON body names."""
+        if len({(inputs.shape, inputs.maximum) for inputs in self.by_name.values()}) == 1:
+            return self.of("")
+        try:
+            content = from_json(body)
+        except ValueError:
+            return self.of("")  # What is wrong with it is told by its model.
+        name = content.get("model", "") if isinstance(content, dict) else ""
+        return self.of(name if isinstance(name, str) else "")
+
+
+@dataclass(frozen=True)
 class Asked:
-    """``pixels`` ``[N, 28, 28]`` in 0..255, and how to answer. ``envelope`` is what the form of the answer depends on.
+    """``pixels`` ``[N, *shape]``, and how to answer. ``envelope`` is what the form of the answer depends on.
 
     ``version``, if not empty, is that of the bundle which must answer.
     """
@@ -61,50 +85,55 @@ class Entrance:
     requests; so are all ``pictures``, one at a time, for a small file can unpack to a hundred megabytes."""
 
     media_types: str
-    decode: Callable[[Incoming], Asked]
+    decode: Callable[[Incoming, Inputs], Asked]
     inline_bytes: int = 64 << 10
     pictures: bool = False
 
 
-def _decode_predict(incoming: Incoming) -> Asked:
-    request: PredictRequest = PredictRequest.model_validate_json(incoming.body)
+def _decode_predict(incoming: Incoming, inputs: Inputs) -> Asked:
+    request = request_model(PredictRequest, inputs.of_body(incoming.body)).model_validate_json(incoming.body)
     return Asked(request.pixels(), request)
 
 
-def _decode_compare(incoming: Incoming) -> Asked:
-    request: CompareRequest = CompareRequest.model_validate_json(incoming.body)
+def _decode_compare(incoming: Incoming, inputs: Inputs) -> Asked:
+    request = request_model(CompareRequest, inputs.of_body(incoming.body)).model_validate_json(incoming.body)
     return Asked(request.pixels(), request)
 
 
-def _decode_picture(incoming: Incoming) -> Asked:
+def _decode_picture(incoming: Incoming, inputs: Inputs) -> Asked:
     options = ImageOptions.model_validate(_query(incoming))
+    wanted = inputs.of(options.model)
     try:
-        picture = pictures.decode(incoming.body, options.invert)
+        picture = pictures.decode(incoming.body, options.invert, wanted.shape)
     except pictures.PictureError as error:
         raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-    return Asked(picture.astype(np.float32).reshape(1, SIDE, SIDE), options)
+    pixels = picture[np.newaxis].astype(np.float32)
+    return Asked(pixels if wanted.maximum == 255 else pixels * np.float32(wanted.maximum / 255), options)
 
 
-def _decode_raw(incoming: Incoming) -> Asked:
+def _decode_raw(incoming: Incoming, inputs: Inputs) -> Asked:
     options = QueryOptions.model_validate(_query(incoming))
-    images, rest = divmod(len(incoming.body), SIDE * SIDE)
+    wanted = inputs.of(options.model)
+    images, rest = divmod(len(incoming.body), wanted.pixels)
     if rest:
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
-            f"the body should be whole images of {SIDE * SIDE} bytes; it has {len(incoming.body):,} bytes",
+            f"the body should be whole images of {wanted.pixels} bytes; it has {len(incoming.body):,} bytes",
         )
     if images > MAX_INSTANCES:
         raise RequestError(HTTPStatus.BAD_REQUEST, f"at most {MAX_INSTANCES} images may be sent, not {images:,}")
-    pixels = np.frombuffer(incoming.body, dtype=np.uint8).reshape(images, SIDE, SIDE)
+    pixels = np.frombuffer(incoming.body, dtype=np.uint8).reshape(images, *wanted.shape)
+    if (pixels > wanted.maximum).any():
+        raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"each byte should be in 0..{wanted.maximum:g}")
     return Asked(pixels.astype(np.float32), options)
 
 
-def _decode_v2(incoming: Incoming) -> Asked:
+def _decode_v2(incoming: Incoming, inputs: Inputs) -> Asked:
     found = V2_INFER.fullmatch(incoming.path)
     assert found is not None  # noqa: S101
     name, version = found.groups()
     length = protocol_v2.parse_header_length(incoming.headers.get(protocol_v2.HEADER_LENGTH))
-    request = protocol_v2.decode_infer(incoming.body, length)
+    request = protocol_v2.decode_infer(incoming.body, length, inputs.of(name))
     if request.model_name not in {None, name}:
         raise RequestError(HTTPStatus.BAD_REQUEST, f"model_name: the path says {name!r}; leave it out", "model_name")
     try:

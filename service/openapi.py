@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from models import __version__
-from models.pictures import MAX_PIXELS, SIDE
+from models.pictures import MAX_PIXELS
 from service import protocol_v2
 from service.catalogue import Catalogue
 from service.door import MAX_BODY_BYTES
@@ -21,14 +21,21 @@ from service.drift import DriftResponse
 from service.errors import MESSAGES, ErrorBody
 from service.predictor import Predictor
 from service.responses import CompareResponse, ModelResponse, PredictResponse
-from service.wire import MAX_INSTANCES, CompareRequest, ImageOptions, Options, PredictRequest, QueryOptions
+from service.wire import (
+    MAX_INSTANCES,
+    CompareRequest,
+    ImageOptions,
+    Options,
+    PredictRequest,
+    QueryOptions,
+    request_model,
+)
 
 __all__ = ["document", "example_request"]
 
 REFERENCE = "#/components/schemas/{model}"
-EXAMPLE_IMAGE = [0] * 300 + [200] * 184 + [0] * (SIDE * SIDE - 484)
 MODELS: tuple[type[BaseModel], ...] = (
-    PredictRequest, CompareRequest, PredictResponse, CompareResponse, ModelResponse, DriftResponse, ErrorBody,
+    PredictResponse, CompareResponse, ModelResponse, DriftResponse, ErrorBody,
     protocol_v2.InferenceRequestBody, protocol_v2.InferenceResponseBody, protocol_v2.ModelMetadata,
     protocol_v2.ServerMetadata,
 )  # fmt: skip
@@ -37,16 +44,25 @@ V2_MODEL = "/v2/models/{name}"
 
 
 def example_request(predictor: Predictor) -> PredictRequest:
-    """One image, for the model's default strategy."""
-    return PredictRequest(
-        instances=[EXAMPLE_IMAGE], strategy=predictor.strategies[0], samples=predictor.fitted.samples
-    )  # fmt: skip
+    """One image, with something grey in the middle, for the model's default strategy."""
+    inputs = predictor.bundle.card.input
+    third = inputs.pixels // 3
+    image = [0] * third + [int(0.8 * inputs.maximum)] * third + [0] * (inputs.pixels - 2 * third)
+    return request_model(PredictRequest, inputs)(
+        instances=[image], strategy=predictor.strategies[0], samples=predictor.fitted.samples
+    )
 
 
 def document(catalogue: Catalogue) -> dict[str, Any]:
     """The whole document; the defaults and examples are those of the default model."""
     predictor = catalogue.predictor()
-    _, schema = models_json_schema([(model, "validation") for model in MODELS], ref_template=REFERENCE)
+    inputs = predictor.bundle.card.input
+    models: list[type[BaseModel]] = [
+        request_model(PredictRequest, inputs),
+        request_model(CompareRequest, inputs),
+        *MODELS,
+    ]
+    _, schema = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
     defaults = _defaults(predictor)
     for name in ("PredictRequest", "CompareRequest"):
         _set_defaults(schema["$defs"][name], defaults)
@@ -60,7 +76,7 @@ def document(catalogue: Catalogue) -> dict[str, Any]:
         "info": {
             "title": "Dropout uncertainty",
             "version": __version__,
-            "description": "Labels for 28x28 images of clothing, with calibrated confidence and an uncertainty that "
+            "description": "Labels for images, with calibrated confidence and an uncertainty that "
             "is decomposed into what the sub-networks are unsure of and what they disagree on.",
         },
         "paths": {
@@ -78,7 +94,7 @@ def document(catalogue: Catalogue) -> dict[str, Any]:
             "/predict_raw": _post(
                 "predict_raw", "Classify images given as bytes",
                 {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, answer,
-                description=f"1 to {MAX_INSTANCES} images of {SIDE * SIDE} bytes each, row by row, white on black.",
+                description=f"1 to {MAX_INSTANCES} images of {inputs.pixels} bytes each, row by row.",
                 parameters=_query(QueryOptions, defaults),
             ),
             "/compare": _post(

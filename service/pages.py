@@ -91,7 +91,8 @@ def _named(request: Request) -> Predictor:
 async def _v2_model(request: Request) -> Response:
     predictor = _named(request)
     bundle = predictor.bundle
-    return JSONResponse(protocol_v2.model_metadata(predictor.name, [bundle.version], bundle.card.classes))
+    card = bundle.card
+    return JSONResponse(protocol_v2.model_metadata(predictor.name, [bundle.version], card.classes, card.input.shape))
 
 
 async def _v2_ready(request: Request) -> Response:

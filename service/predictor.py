@@ -46,7 +46,7 @@ WITH_MEMBERS = ("mc_dropout", "last_layer")
 
 @dataclass(frozen=True)
 class Question:
-    """What a request asks of a ``predictor``, all of it chosen and checked: ``pixels`` ``[N, 28, 28]`` in 0..255.
+    """What a request asks of a ``predictor``, all of it chosen and checked: ``pixels`` ``[N, *shape]`` of the bundle's.
 
     No ``strategy`` means all that the network allows. ``sampling`` is what sub-networks are drawn by, ``adaptive`` that
     as few of them are asked as each image needs. ``passes`` is what it costs in passes through sub-networks.
@@ -110,7 +110,7 @@ class Predictor:
         )
 
     def question(self, pixels: NDArray[np.float32], options: CommonOptions, request_id: str = "") -> Question:
-        """What ``options`` ask of ``pixels`` ``[N, 28, 28]``, the bundle's choices filled in.
+        """What ``options`` ask of ``pixels`` ``[N, *shape]``, the bundle's choices filled in.
 
         Raises :class:`~service.errors.RequestError` for what this bundle or server doesn't offer.
         """

@@ -20,6 +20,7 @@ __all__ = ["Settings", "SettingsError", "announce", "load", "monitoring"]
 
 PREFIX = "DROPOUT_"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+FACTORY = re.compile(r"[\w.]+:[\w.]+", re.ASCII)
 KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
 """What Kubernetes tells a container of a Service whose name starts as our settings do."""
 REQUEST_LOG_FILES = Path(__file__).parent / "request_log.yaml"
@@ -39,6 +40,11 @@ class Settings(BaseSettings):
         default={"cnn": "cnn"},
         description="bundles to serve, the default first: names of shipped ones or folders, separated by commas, each "
         "under a name of your own if you write name=folder",
+    )
+    networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="code of your own that bundles may run to build their networks: package.module:factory, separated "
+        "by commas",
     )
     api_keys: Annotated[tuple[bytes, ...], NoDecode] = Field(
         default=(),
@@ -91,6 +97,18 @@ class Settings(BaseSettings):
         if not found:
             raise ValueError("it names no bundle")
         return found
+
+    @field_validator("networks", mode="before")
+    @classmethod
+    def _parse_networks(cls, value: object) -> object:
+        """:mod:`models.networks.own` reads the variable itself; here it is checked, without importing torch."""
+        if not isinstance(value, str):
+            return value
+        names = tuple(filter(None, map(str.strip, value.split(","))))
+        for name in names:
+            if not FACTORY.fullmatch(name):
+                raise ValueError(f"{name!r} should be of the form package.module:factory")
+        return names
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from service import metrics, openapi, run_folder
 from service.answering import Answering, Observer
 from service.catalogue import Catalogue
 from service.drift import DriftMonitor
+from service.entrances import Inputs
 from service.predictor import Question
 from service.request_log import RequestLog
 from service.settings import Settings
@@ -39,6 +40,7 @@ def prepare(state: State, settings: Settings) -> Answering:
     if settings.request_log:
         observers.append(RequestLog(pixels=settings.request_log_pixels))
     state.settings, state.catalogue, state.draining = settings, catalogue, False
+    state.inputs = Inputs({name: one.bundle.card.input for name, one in catalogue.predictors.items()})
     answering = state.answering = Answering(observers)
     state.docs = openapi.document(catalogue)
     for predictor in catalogue.predictors.values():

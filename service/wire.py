@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import cache
+from types import GenericAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 from bentoml import IODescriptor
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag, create_model
 from pydantic_core import CoreSchema
 from starlette.requests import Request
 
-from models.pictures import SIDE
+from models.records import InputRecord
 
 __all__ = [
     "MAX_INSTANCES",
     "QUESTION",
+    "USUAL_INPUT",
     "Bytes",
     "CommonOptions",
     "CompareOptions",
@@ -26,6 +29,7 @@ __all__ = [
     "PredictRequest",
     "QueryOptions",
     "StrategyName",
+    "request_model",
 ]
 
 MAX_INSTANCES = 256
@@ -36,10 +40,8 @@ StrategyName = Literal["mc_dropout", "weight_scaling", "geometric_mean", "last_l
 MembersName = Literal["none", "votes", "probabilities"]
 Count = Annotated[int, Field(ge=2, le=1024)]
 
-Pixel = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
-Flat = Annotated[list[Pixel], Field(min_length=SIDE * SIDE, max_length=SIDE * SIDE, fail_fast=True)]
-Row = Annotated[list[Pixel], Field(min_length=SIDE, max_length=SIDE, fail_fast=True)]
-Rows = Annotated[list[Row], Field(min_length=SIDE, max_length=SIDE, fail_fast=True)]
+USUAL_INPUT = InputRecord()
+"""Of the bundles that ship."""
 
 
 def _flat_or_rows(value: object) -> str:
@@ -50,16 +52,34 @@ def _auto_or_number(value: object) -> str:
     return "auto" if value == "auto" else "number"
 
 
-Instance = Annotated[Annotated[Flat, Tag("flat")] | Annotated[Rows, Tag("rows")], Discriminator(_flat_or_rows)]
-Instances = Annotated[
-    list[Instance],
-    Field(
-        min_length=1,
-        max_length=MAX_INSTANCES,
-        fail_fast=True,
-        description="Images, each as 784 pixel values or 28 rows of 28, in 0..255, white on black.",
-    ),
-]
+def _list_of(element: Any, length: int) -> Any:
+    return Annotated[GenericAlias(list, (element,)), Field(min_length=length, max_length=length, fail_fast=True)]
+
+
+def _instances(inputs: InputRecord) -> Any:
+    """The type of a request's images: each flat, or nested as its shape."""
+    pixel = Annotated[float, Field(ge=0, le=inputs.maximum, allow_inf_nan=False)]
+    instance = _list_of(pixel, inputs.pixels)
+    described = f"{inputs.pixels} pixel values"
+    if len(inputs.shape) > 1:
+        rows: Any = pixel
+        for length in reversed(inputs.shape):
+            rows = _list_of(rows, length)
+        instance = Annotated[
+            Annotated[instance, Tag("flat")] | Annotated[rows, Tag("rows")], Discriminator(_flat_or_rows)
+        ]
+        described += f" or nested as {'x'.join(map(str, inputs.shape))}"
+    return Annotated[
+        GenericAlias(list, (instance,)),
+        Field(
+            min_length=1,
+            max_length=MAX_INSTANCES,
+            fail_fast=True,
+            description=f"Images, each as {described}, in 0..{inputs.maximum:g}, white on black if they are grey.",
+        ),
+    ]
+
+
 Samples = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[Count, Tag("number")], Discriminator(_auto_or_number)
 ]
@@ -132,11 +152,14 @@ class Bytes(Decoded):
 
 
 class _Instances(Decoded):
-    instances: Instances
+    input_shape: ClassVar[tuple[int, ...]] = USUAL_INPUT.shape
+
+    instances: _instances(USUAL_INPUT)  # type: ignore[valid-type]
 
     def pixels(self) -> NDArray[np.float32]:
-        """``[N, 28, 28]`` in 0..255."""
-        return np.array([np.ravel(instance) for instance in self.instances], dtype=np.float32).reshape(-1, SIDE, SIDE)
+        """``[N, *shape]``."""
+        flat = np.array([np.ravel(instance) for instance in self.instances], dtype=np.float32)
+        return flat.reshape(-1, *self.input_shape)
 
 
 class PredictRequest(_Instances, Options):
@@ -149,6 +172,23 @@ class CompareOptions(CommonOptions):
 
 class CompareRequest(_Instances, CompareOptions):
     """Images as numbers, for every strategy."""
+
+
+RequestT = TypeVar("RequestT", bound=_Instances)
+
+
+def request_model(base: type[RequestT], inputs: InputRecord) -> type[RequestT]:
+    """``base`` for images as ``inputs`` has them; the same class for the same."""
+    if (inputs.shape, inputs.maximum) == (USUAL_INPUT.shape, USUAL_INPUT.maximum):
+        return base
+    return cast("type[RequestT]", _request_model(cast("Any", base), inputs))
+
+
+@cache
+def _request_model(base: Any, inputs: InputRecord) -> Any:
+    made = create_model(base.__name__, __base__=base, instances=(_instances(inputs), ...))
+    setattr(made, "input_shape", inputs.shape)  # noqa: B010  (mypy knows the type by the base alone)
+    return made
 
 
 class QueryOptions(Options):

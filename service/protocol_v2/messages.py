@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from models.pictures import SIDE
-from service.wire import MAX_INSTANCES
+from models.records import InputRecord
+from service.wire import MAX_INSTANCES, USUAL_INPUT
 
 __all__ = [
     "DATATYPES",
@@ -34,7 +34,7 @@ __all__ = [
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header that tells how many bytes of a body are its JSON, where binary data follows."""
-SHAPE_HELP = f"[N, {SIDE}, {SIDE}] or [N, {SIDE * SIDE}] with N from 1 to {MAX_INSTANCES}"
+SHAPE_HELP = f"N from 1 to {MAX_INSTANCES}, and the shape of an image as the model's metadata has it, or its product"
 DATA_HELP = "The elements in row-major order, flat or nested as the shape. Left out where the data is binary."
 OPTION_HELP = "As the field of the same name of POST /predict."
 
@@ -63,9 +63,13 @@ PER_CLASS = frozenset({"probabilities", "prediction_set"})
 NUMPY_DATATYPES = {"UINT8": "u1", "FP32": "<f4", "INT64": "<i8", "BOOL": "?"}
 
 
-def _known_shape(shape: list[int]) -> list[int]:
-    if not (shape and 1 <= shape[0] <= MAX_INSTANCES and shape[1:] in ([SIDE, SIDE], [SIDE * SIDE])):
-        raise PydanticCustomError("shape", f"must be {SHAPE_HELP}")
+def _known_shape(shape: list[int], info: ValidationInfo) -> list[int]:
+    """The context of the validation is the model's input, if it isn't the usual one."""
+    inputs: InputRecord = info.context or USUAL_INPUT
+    if not (shape and 1 <= shape[0] <= MAX_INSTANCES and tuple(shape[1:]) in (inputs.shape, (inputs.pixels,))):
+        one = ", ".join(map(str, inputs.shape))
+        message = f"must be [N, {one}] or [N, {inputs.pixels}] with N from 1 to {MAX_INSTANCES}"
+        raise PydanticCustomError("shape", "{message}", {"message": message})
     return shape
 
 
@@ -106,7 +110,7 @@ class InputParameters(Part):
 
 class RequestInput(Part):
     name: Literal["images"]
-    datatype: InputDatatype = Field(description="FP32 must be finite and in 0..255 too.")
+    datatype: InputDatatype = Field(description="FP32 must be finite and in the range of pixels, too.")
     shape: Annotated[list[int], AfterValidator(_known_shape)] = Field(description=SHAPE_HELP)
     parameters: InputParameters | None = None
     data: list[Any] | None = Field(default=None, description=DATA_HELP)
@@ -181,7 +185,7 @@ class ServerMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """Its tensors. images may be FP32 and ``[N, 784]``, too."""
+    """Its tensors. images may be FP32, and flat, ``[N, P]``, too."""
 
     name: str
     versions: list[str]

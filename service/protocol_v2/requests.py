@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from models.pictures import SIDE
+from models.records import InputRecord
 from service.errors import RequestError, from_validation
 from service.protocol_v2.messages import (
     HEADER_LENGTH,
@@ -25,6 +25,7 @@ from service.protocol_v2.messages import (
     RequestOutput,
     RequestParameters,
 )
+from service.wire import USUAL_INPUT
 
 __all__ = ["InferRequest", "WantedOutput", "decode_infer", "parse_header_length"]
 
@@ -45,7 +46,7 @@ class InferRequest:
     model_name: str | None
     """The model's name as in the body, which the protocol has in the path alone, but some clients in both."""
     pixels: NDArray[np.float32]
-    """``[N, 28, 28]`` in 0..255, ``N`` from 1 to 256."""
+    """``[N, *shape]``, ``N`` from 1 to 256."""
     parameters: dict[str, Any]
     """The given ones of the options strategy, samples, seed, coverage and target_error; values are not validated."""
     outputs: tuple[WantedOutput, ...]
@@ -66,10 +67,10 @@ def parse_header_length(value: str | None) -> int | None:
     return int(value)
 
 
-def decode_infer(body: bytes, header_length: int | None) -> InferRequest:
-    """The request that ``body`` is; its first ``header_length`` bytes are JSON, or all of them.
+def decode_infer(body: bytes, header_length: int | None, inputs: InputRecord = USUAL_INPUT) -> InferRequest:
+    """The request that ``body`` is, to a model of ``inputs``; its first ``header_length`` bytes are JSON, or all.
 
-    Raises :class:`~service.errors.RequestError`: 422 if FP32 pixels are not finite or not in 0..255, else 400.
+    Raises :class:`~service.errors.RequestError`: 422 if FP32 pixels are not finite or not in range, else 400.
     """
     if header_length is not None and not 1 <= header_length <= len(body):
         raise _refused(f"must be the number of bytes of the JSON, 1 to {len(body)} here", HEADER_LENGTH)
@@ -80,7 +81,7 @@ def decode_infer(body: bytes, header_length: int | None) -> InferRequest:
     if not isinstance(content, dict):
         raise _refused("the body must be a JSON object")
     try:
-        request = InferenceRequestBody.model_validate(content)
+        request = InferenceRequestBody.model_validate(content, context=inputs)
     except ValidationError as error:
         raise from_validation(error) from error
     parameters = request.parameters or RequestParameters()
@@ -88,7 +89,7 @@ def decode_infer(body: bytes, header_length: int | None) -> InferRequest:
     return InferRequest(
         id=request.id,
         model_name=request.model_name,
-        pixels=_pixels(request.inputs[0], body[len(body) if header_length is None else header_length :]),
+        pixels=_pixels(request.inputs[0], body[len(body) if header_length is None else header_length :], inputs),
         parameters=parameters.model_dump(exclude_unset=True, exclude={"binary_data_output"}),
         outputs=tuple(WantedOutput(output.name, _is_binary(output, binary)) for output in request.outputs or ()),
         binary=binary,
@@ -100,8 +101,8 @@ def _is_binary(output: RequestOutput, default: bool) -> bool:
     return default if given is None else given
 
 
-def _pixels(tensor: RequestInput, rest: bytes) -> NDArray[np.float32]:
-    """``[N, 28, 28]`` of the tensor, whose data is in its JSON or ``rest``, the bytes after the JSON."""
+def _pixels(tensor: RequestInput, rest: bytes, inputs: InputRecord) -> NDArray[np.float32]:
+    """``[N, *shape]`` of the tensor, whose data is in its JSON or ``rest``, the bytes after the JSON."""
     size = tensor.parameters.binary_data_size if tensor.parameters else None
     if (size is None) == (tensor.data is None):
         raise _refused("give either data or parameters.binary_data_size, with as many bytes after the JSON", "inputs.0")
@@ -118,11 +119,12 @@ def _pixels(tensor: RequestInput, rest: bytes) -> NDArray[np.float32]:
             raise _refused(f"{len(rest)} bytes follow the JSON, which says nothing of them; check {HEADER_LENGTH}")
         values = _numbers(_flat(tensor.data, tensor.shape), tensor.datatype)
     with np.errstate(invalid="ignore"):  # Signalling NaN; like any NaN, it is not within.
-        within = (values >= 0) & (values <= 255)
+        within = (values >= 0) & (values <= inputs.maximum)
     if not within.all():
         status = HTTPStatus.UNPROCESSABLE_ENTITY if tensor.datatype == "FP32" else HTTPStatus.BAD_REQUEST
-        raise _refused(f"must be in 0..255, which element {within.argmin()} is not", "inputs.0.data", status)
-    return values.astype(np.float32).reshape(-1, SIDE, SIDE)
+        message = f"must be in 0..{inputs.maximum:g}, which element {within.argmin()} is not"
+        raise _refused(message, "inputs.0.data", status)
+    return values.astype(np.float32).reshape(-1, *inputs.shape)
 
 
 def _flat(data: list[Any], shape: list[int]) -> list[Any]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from models import __version__
-from models.pictures import SIDE
 from service.errors import RequestError
 from service.protocol_v2.messages import (
     DATATYPES,
@@ -117,8 +116,8 @@ def server_metadata() -> dict[str, Any]:
     return ServerMetadata(name=NAME, version=__version__, extensions=EXTENSIONS).model_dump()
 
 
-def model_metadata(name: str, versions: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
-    """What ``GET /v2/models/{name}`` answers for a model of these ``classes``."""
+def model_metadata(name: str, versions: Sequence[str], classes: Sequence[str], shape: Sequence[int]) -> dict[str, Any]:
+    """What ``GET /v2/models/{name}`` answers for a model of these ``classes``, and of images of this ``shape``."""
     outputs = [
         TensorMetadata(
             name=output, datatype=DATATYPES[output], shape=[-1, *([len(classes)] if output in PER_CLASS else [])]
@@ -129,6 +128,6 @@ def model_metadata(name: str, versions: Sequence[str], classes: Sequence[str]) -
         name=name,
         versions=list(versions),
         platform="pytorch_dropout",
-        inputs=[TensorMetadata(name="images", datatype="UINT8", shape=[-1, SIDE, SIDE])],
+        inputs=[TensorMetadata(name="images", datatype="UINT8", shape=[-1, *shape])],
         outputs=outputs,
     ).model_dump()

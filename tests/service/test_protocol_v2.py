@@ -175,7 +175,7 @@ BAD: Mapping[str, tuple[bytes, int, str | None, str]] = {
     "huge": (text(tensor([0, math.nan, HUGE, *BLACK[3:]])), 422, "inputs.0.data", "element 1 "),
     "an unknown output": (text(tensor(), outputs=[{"name": "logits"}]), 400, "outputs.0.name", "'probabilities'"),
     "an output twice": (text(tensor(), outputs=[{"name": "label"}] * 2), 400, "outputs", "once"),
-    "more outputs than there are": (text(tensor(), outputs=[{"name": "label"}] * 12), 400, "outputs", "at most 11"),
+    "more outputs than there are": (text(tensor(), outputs=[{"name": "label"}] * 14), 400, "outputs", "at most 13"),
     "an output a string": (text(tensor(), outputs=["label"]), 400, "outputs.0", ""),
     "classification": (
         text(tensor(), outputs=[{"name": "label", "parameters": {"classification": 3}}]),

@@ -203,7 +203,7 @@ def test_what_the_server_and_a_model_say_of_themselves() -> None:
     server = server_metadata()
     assert server["name"] == "dropout-uncertainty"
     assert "binary_tensor_data" in server["extensions"]
-    model = model_metadata("mlp", ["26deb87a0870"], CLASSES)
+    model = model_metadata("mlp", ["26deb87a0870"], CLASSES, (28, 28))
     assert model["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}]
     _, tensors = read(*encode_infer(wanting(), answer(SURE), CLASSES))
     assert [output["name"] for output in model["outputs"]] == list(tensors)

@@ -28,6 +28,7 @@ ALL_OUTPUTS = {
     "epistemic_uncertainty", "novelty_distance", "novelty_p_value", "standard_error", "prediction_set", "abstain",
     "samples",
 }  # fmt: skip
+OF_CALIBRATED = {"prediction_set", "abstain", "novelty_distance", "novelty_p_value"}
 OF_SAMPLES = {"aleatoric_uncertainty", "epistemic_uncertainty", "standard_error"}
 
 
@@ -171,7 +172,7 @@ def test_a_strategy_without_samples_gives_no_parts_of_uncertainty(client: Any, p
 def test_an_uncalibrated_model_decides_nothing(plain_server: httpx.Client, pixels: NDArray[np.uint8]) -> None:
     with connected(plain_server) as client:
         result = client.infer("plain", images(pixels))
-        assert names(result) == ALL_OUTPUTS - OF_SAMPLES - {"prediction_set", "abstain"}
+        assert names(result) == ALL_OUTPUTS - OF_SAMPLES - OF_CALIBRATED
         assert result.get_response()["parameters"].keys() == {"strategy", "temperature"}
         assert refused(client.infer, "mlp", images(pixels))[0] == "404"
 
