@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from pyarrow import parquet
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -24,7 +29,7 @@ from models.bundle import BundleError
 from models.networks import own
 from models.records import InputRecord
 from tests import own_networks
-from tests.command_line import refused, run
+from tests.command_line import ROOT, refused, run
 
 DIGITS = "tests.own_networks:digits"
 INPUTS = InputRecord(shape=(8, 8), mean=0.0, std=1.0, maximum=16.0)
@@ -73,25 +78,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_from_weights_to_a_table_of_answers_on_the_command_line(trained: Path, tmp_path: Path) -> None:
-    mine, table = tmp_path / "mine", tmp_path / "scores.parquet"
-    done = run(
-        "models", "import", DIGITS, "--weights", trained / "weights.safetensors", "--classes", ",".join(CLASSES),
-        "--shape", "8,8", "--maximum", "16", "--outputs", "logits", "--out", mine,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Dropout: 3 (bernoulli, rate 0.3)." in done.stdout
-    fit = ("fit", mine, "--data", trained / "calibration.npz", "--train-data", trained / "train.npz")
-    done = run("calibration", *fit, "--network", DIGITS)
-    assert done.returncode == 0, done.stderr
-    score = ("score", mine, trained / "test.npz", "--out", table)
-    done = run("calibration", *score, environment={own.ENVIRONMENT_VARIABLE: DIGITS})
-    assert done.returncode == 0, done.stderr
-    rows = parquet.read_table(table).to_pylist()
+def test_the_way_that_the_documentation_goes(tmp_path: Path) -> None:
+    """The blocks of docs/own-model.md, run as they stand in a folder of one's own."""
+    text = (ROOT / "docs" / "own-model.md").read_text()
+    network, training = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mynet.py").write_text(network)
+    (tmp_path / "train.py").write_text(training)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    for command in ("python train.py", *commands.strip().splitlines()):
+        program, *arguments = shlex.split(command)
+        assert program == "python"
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        if "import" in arguments:
+            assert "Dropout: 3 (bernoulli, rate 0.3)." in done.stdout
+    with (tmp_path / "answers.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 397
     assert np.mean([row["label"] == row["true_label"] for row in rows]) > 0.95
-    assert all(0 < row["novelty"]["p_value"] <= 1 for row in rows)
-    assert refused("models", mine, code=1).endswith(f"name it in the environment: DROPOUT_NETWORKS={DIGITS}")
+    assert all(0 < float(row["novelty.p_value"]) <= 1 for row in rows)
+    assert (tmp_path / "digits.onnx").stat().st_size > 10_000
+    untrusted = refused("models", tmp_path / "digits", code=1)
+    assert untrusted.endswith("name it in the environment: DROPOUT_NETWORKS=mynet:build")
 
 
 def test_the_bundle_predicts_as_the_network_and_tells_novel_images(trained: Path, tmp_path: Path) -> None:
