@@ -66,6 +66,43 @@ def test_the_table_of_results_is_the_report(model: dict[str, Any], name: str) ->
     ]
 
 
+SHIPPED = {
+    "mlp": "784-120-60-10",
+    "mlp-wide": "784-512-256-10",
+    "cnn": "6 convolutions, 256-10",
+}
+
+
+def row_of(name: str) -> str:
+    """As the tables in README and in docs/models.md have it."""
+    loaded = bundle.load(name)
+    card, found = loaded.card, loaded.card.metrics
+    megabytes = (loaded.path / "weights.safetensors").stat().st_size / 1e6
+    cells = [
+        f"`{name}`", SHIPPED[name], f"{card.network.parameters:,}", f"{megabytes:.2f}",
+        f"{100 * found['weight_scaling_accuracy']:.2f} %", f"{100 * found['mc_dropout_accuracy']:.2f} %",
+        f"{found['mc_dropout_nll']:.4f}", f"{found['mc_dropout_ece']:.4f}",
+        f"{found['mnist_mutual_information_auroc']:.4f}", f"{found['mnist_novelty_auroc']:.4f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("page", ["README.md", "docs/models.md"])
+def test_the_table_of_the_models_that_ship_is_their_cards(page: str, name: str) -> None:
+    assert row_of(name) in (ROOT / page).read_text().splitlines()
+
+
+def test_what_is_said_of_the_seeds_is_in_the_card() -> None:
+    found = bundle.load("cnn").card.metrics
+    said = (
+        f"over five seeds {found['mnist_mutual_information_auroc_mean']:.4f} ± "
+        f"{found['mnist_mutual_information_auroc_sd']:.4f}"
+    )
+    assert found["seeds"] == 5
+    assert said in " ".join((ROOT / "docs" / "models.md").read_text().split())
+
+
 def test_the_report_is_of_the_shipped_bundle(model: dict[str, Any], shipped: bundle.Bundle) -> None:
     assert model["version"] == shipped.version
     assert read("docs/report/report.json")["missing"] == {}
