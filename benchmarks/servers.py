@@ -66,7 +66,7 @@ def _running(server: Server, workers: int) -> Iterator[Running]:
     command = [*server.command, "--port", str(port), *([server.workers, str(workers)] if as_option else [])]
     # A home of its own: BentoML empties the metrics of another server that has the same.
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
-        environment = os.environ | {"BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True"}
+        environment = os.environ | {"BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True", "DROPOUT_BUNDLES": "mlp"}
         if not as_option:
             environment[server.workers] = str(workers)
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process:

@@ -16,6 +16,7 @@ from torch import Tensor
 from calibration import strategies
 from calibration.adaptive import predict_adaptively
 from calibration.answers import DECIMALS, answers
+from calibration.cost import multiplications
 from calibration.decisions import DecisionRule
 from calibration.novelty import Novelty, NoveltyDetector
 from calibration.predictive import PredictiveDistribution, PredictiveSummary
@@ -32,6 +33,8 @@ PREPARED_ENSEMBLES = 4
 """Ensembles kept compiled beside the calibration's own; one of 1,024 takes some 80 MB for the shipped model."""
 MOST_SAMPLES = 1024
 """How many sub-networks ``samples="auto"`` may ask."""
+PASS_MULTIPLICATIONS = 150_000
+"""Of a pass, the unit of what requests cost: through the notebook's network, of 102,000."""
 MOMENT_PASSES = 512
 """What carrying moments through the shipped network costs, in passes through sub-networks: some 400, measured."""
 COMPILE_PASSES = 16_384
@@ -87,6 +90,9 @@ class Predictor:
         allowed = strategies.applicable(bundle.network, bundle.card.input.shape)
         self.strategies: list[StrategyName] = [found for found in get_args(StrategyName) if found in allowed]
         """Names of the strategies that the network allows, the default first if it is among them."""
+        whole = multiplications(bundle.network, bundle.card.input.shape)
+        self._front = whole // PASS_MULTIPLICATIONS
+        """What any strategy computes once an image, the novelty too, in passes; 0 for a small network."""
         self.fitted = Sampling.of(bundle.calibration)
         self._detector = NoveltyDetector.of(bundle)
         self._fitted_ensemble = cache(self._compile)
@@ -159,7 +165,7 @@ class Predictor:
     def _passes(self, question: Question) -> int:
         chosen = [question.strategy] if question.strategy else self.strategies
         costs = {"weight_scaling": 1, "moment_propagation": MOMENT_PASSES}
-        each = sum(costs.get(name, question.sampling.samples) for name in chosen)
+        each = sum(costs.get(name, question.sampling.samples) + self._front for name in chosen)
         new = sum(name in SAMPLING_STRATEGIES for name in chosen) if question.sampling != self.fitted else 0
         return len(question.pixels) * each + new * COMPILE_PASSES
 
