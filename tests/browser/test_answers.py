@@ -37,6 +37,25 @@ def test_an_abstention_is_said_in_words(page: Page) -> None:
     expect(page.get_by_role("status")).to_contain_text("The model would rather not answer, 23\u00a0%. Best guess Bag.")
 
 
+def test_novelty_is_said_in_words(page: Page) -> None:
+    about = page.locator("#novelty")
+    expect(about).to_have_text(
+        "Not novel: of images like those it was calibrated on, 11.3\u00a0% are at least as unlike its training images."
+    )
+
+    def novel(route: Route) -> None:
+        answer = route.fetch()
+        content = answer.json()
+        for prediction in content["predictions"]:
+            prediction["novelty"]["p_value"] = 0.004
+        route.fulfill(response=answer, json=content)
+
+    page.route("**/predict", novel)
+    page.get_by_role("radio", name="Bag, first").click()
+    wait_for_answer(page)
+    expect(about).to_contain_text("Novel: of images like those it was calibrated on, only 0.4\u00a0% are as unlike")
+
+
 def test_arrow_keys_choose_images(page: Page, server: httpx.Client) -> None:
     page.get_by_role("radio", name="Ankle boot, first").focus()
     page.keyboard.press("ArrowLeft")

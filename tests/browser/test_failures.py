@@ -49,6 +49,24 @@ def test_a_real_error_names_its_field(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("field target_error, status 400, request ")
 
 
+def test_a_model_of_other_images_is_not_asked(context: BrowserContext, server: httpx.Client) -> None:
+    def eight(route: Route) -> None:
+        answer = route.fetch()
+        content = answer.json()
+        content["card"]["input"]["shape"] = [8, 8]
+        route.fulfill(response=answer, json=content)
+
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    page.route("**/model", eight)
+    page.goto(f"{server.base_url}/ui")
+    expect(page.get_by_role("alert")).to_contain_text("mlp takes images of 8 x 8 values, and this page makes 28 x 28")
+    page.get_by_role("radio", name="Bag, first").click()
+    page.wait_for_timeout(500)
+    assert asked == []
+
+
 @pytest.mark.usefixtures("refused")
 def test_a_server_that_is_not_there(page: Page, server: httpx.Client) -> None:
     page.route("**/predict", lambda route: route.abort())
