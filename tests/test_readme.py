@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from models import bundle
 from tests.command_line import ROOT
+from tests.serving import serving
 
 README = (ROOT / "README.md").read_text()
 NAMES = {
@@ -96,10 +98,10 @@ def test_the_table_of_the_models_that_ship_is_their_cards(page: str, name: str) 
 def test_what_is_said_of_the_seeds_is_in_the_card() -> None:
     found = bundle.load("cnn").card.metrics
     said = (
-        f"over five seeds {found['mnist_mutual_information_auroc_mean']:.4f} ± "
+        f"over four seeds {found['mnist_mutual_information_auroc_mean']:.4f} ± "
         f"{found['mnist_mutual_information_auroc_sd']:.4f}"
     )
-    assert found["seeds"] == 5
+    assert found["seeds"] == 4
     assert said in " ".join((ROOT / "docs" / "models.md").read_text().split())
 
 
@@ -170,18 +172,25 @@ def blocks(language: str) -> list[str]:
     return found
 
 
-def test_the_curl_example(server: httpx.Client) -> None:
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """What `make serve` serves."""
+    with serving(tmp_path_factory.mktemp("default") / "log", "", workers=1) as client:
+        yield client
+
+
+def test_the_curl_example(default: httpx.Client) -> None:
     expected = json.loads(block("console").split("\n", 1)[1])
     body = (ROOT / "docs" / "boot.png").read_bytes()
-    answer = server.post("/predict_image", content=body, headers={"Content-Type": "image/png"}).json()
+    answer = default.post("/predict_image", content=body, headers={"Content-Type": "image/png"}).json()
     assert_nearly_equal(answer, expected)
 
 
 def test_the_python_example(
-    server: httpx.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    default: httpx.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    exec(block("python").replace("http://localhost:3000", str(server.base_url)), {})  # noqa: S102
+    exec(block("python").replace("http://localhost:3000", str(default.base_url)), {})  # noqa: S102
     number = re.compile(r"\d+\.\d+")
     printed, expected = capsys.readouterr().out, block("text")
     assert number.sub("#", printed).split() == number.sub("#", expected).split()
@@ -216,6 +225,7 @@ def assert_nearly_equal(found: Any, expected: Any) -> None:
         for pair in zip(found, expected, strict=True):
             assert_nearly_equal(*pair)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=2e-5)
+        # The novelty's distance goes into the hundreds, its p-value in steps of 1 / 5,001.
+        assert found == pytest.approx(expected, abs=2e-5) or found == pytest.approx(expected, rel=1e-3)
     else:
         assert found == expected
