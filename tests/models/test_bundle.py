@@ -269,5 +269,5 @@ def test_the_version_changes_with_the_card(folder: Path) -> None:
 
 
 def test_an_unknown_name_lists_what_ships() -> None:
-    with pytest.raises(BundleError, match=r"no bundle 'mpl'.*\(mlp\)"):
+    with pytest.raises(BundleError, match=r"no bundle 'mpl'.*\(cnn, mlp, mlp-wide\)"):
         bundle.load("mpl")
