@@ -26,7 +26,8 @@ VERSION = "26deb87a0870"
 BOOT: dict[str, Any] = {
     "model": "mlp", "version": VERSION, "strategy": "mc_dropout", "samples": 64, "label": "Ankle boot",
     "class_index": 9, "confidence": 0.917253, "total": 0.344282, "aleatoric": 0.268728, "epistemic": 0.075554,
-    "standard_error": 0.003347, "prediction_set": ["Ankle boot", "Sneaker"], "abstain": False, "reason": None,
+    "novelty_distance": 6.714, "novelty_p_value": 0.112577, "standard_error": 0.003347,
+    "prediction_set": ["Ankle boot", "Sneaker"], "abstain": False, "reason": None,
     "coverage": 0.9, "target_error": 0.05,
 }  # fmt: skip
 SHIRT = BOOT | {
@@ -35,8 +36,8 @@ SHIRT = BOOT | {
 }  # fmt: skip
 PLAIN = BOOT | {
     "model": "plain", "version": "0123456789ab", "strategy": "weight_scaling", "samples": 1,
-    **dict.fromkeys(["aleatoric", "epistemic", "standard_error", "prediction_set", "abstain", "coverage",
-                     "target_error"]),
+    **dict.fromkeys(["aleatoric", "epistemic", "novelty_distance", "novelty_p_value", "standard_error",
+                     "prediction_set", "abstain", "coverage", "target_error"]),
 }  # fmt: skip
 
 
@@ -354,3 +355,11 @@ def test_one_bundle_under_two_names_is_two_groups(tmp_path: Path) -> None:
     assert [(group.model, group.strategy, group.images) for group in groups] == [
         ("again", "mc_dropout", 1), ("mlp", "last_layer", 1), ("mlp", "mc_dropout", 3)
     ]  # fmt: skip
+
+
+def test_a_log_from_before_there_was_novelty_is_read(tmp_path: Path) -> None:
+    old = {name: value for name, value in BOOT.items() if not name.startswith("novelty")}
+    data_file(tmp_path, "data.1.log", record(old))
+    (table,) = Reader(tmp_path)
+    (row,) = table.to_pylist()
+    assert (row["label"], row["novelty_distance"], row["novelty_p_value"]) == ("Ankle boot", None, None)

@@ -79,7 +79,7 @@ def test_a_bundle_that_only_a_worker_finds_bad_ends_the_server(tmp_path: Path, d
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("bundles", "mpl", "no bundle 'mpl': it is neither a folder nor one of those that ship (mlp)"),
+        ("bundles", "mpl", "no bundle 'mpl': it is neither a folder nor one of those that ship (cnn, mlp, mlp-wide)"),
         ("bundles", "mlp,mlp", "DROPOUT_BUNDLES: two bundles are called 'mlp'; give one a name of its own: name=fol"),
         ("bundles", "a b=mlp", "DROPOUT_BUNDLES: 'a b=mlp' should be a shipped bundle's name, a folder, or name=fol"),
         ("bundles", ",", "DROPOUT_BUNDLES: it names no bundle"),
