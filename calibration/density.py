@@ -10,6 +10,7 @@ from scipy.linalg import eigh
 from sklearn.covariance import LedoitWolf
 
 from calibration.novelty import feature_network, features_of, relative_distance
+from calibration.sites import UnsupportedNetworkError
 from models.bundle import Bundle, FeatureDensity
 from training.data import LabelledImages
 
@@ -19,9 +20,9 @@ __all__ = ["fit_density"]
 def fit_density(bundle: Bundle, train: LabelledImages, calibration: LabelledImages) -> FeatureDensity:
     """The density of the features of ``train``, and the distances of the ``calibration`` images from it.
 
-    The covariance is shrunk towards a multiple of the identity (Ledoit & Wolf 2004). Raises what
-    :func:`~calibration.novelty.feature_network` raises, and ``ValueError`` for features that are the same of all images
-    of a class.
+    The covariance is shrunk towards a multiple of the identity (Ledoit & Wolf 2004). Raises
+    :class:`~calibration.sites.UnsupportedNetworkError` for a network without features, for features that are the same
+    of all images of a class, and for images of one class alone.
     """
     network = feature_network(bundle.network, bundle.card.input.shape)
     features = features_of(network, bundle.prepare(train.pixels)).numpy()
@@ -30,7 +31,9 @@ def fit_density(bundle: Bundle, train: LabelledImages, calibration: LabelledImag
     centre = features.mean(0)
     within = LedoitWolf(assume_centered=True).fit(features - means[index]).covariance_
     if not np.trace(within) > 0:
-        raise ValueError("the network's features are the same of all images of a class, and have no density")
+        raise UnsupportedNetworkError("the features are the same of all images of a class, and have no density")
+    if len(classes) < 2:
+        raise UnsupportedNetworkError("the images are of one class, from which no direction leads to another")
     apart = means - centre
     between = (apart.T * np.bincount(index)) @ apart / len(index)
     size = len(within)

@@ -112,7 +112,7 @@ def recipe_options(function: Decorated) -> Decorated:
             type=click.Choice(get_args(Precision)),
             default="float32",
             show_default=True,
-            help="Of products in training; bfloat16 is twice as fast for convolutions on processors that have it.",
+            help="Of products in training; bfloat16 is faster for convolutions on processors that have it.",
         ),
         click.option(
             "--diversity",

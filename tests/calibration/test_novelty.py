@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
+from calibration.calibrators import calibrate
 from calibration.density import fit_density
 from calibration.novelty import NoveltyDetector, feature_network, relative_distance
 from calibration.ranking import auroc
@@ -137,8 +138,17 @@ def test_features_that_say_nothing_are_refused(shipped: Bundle, fashion: Fashion
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     some: LabelledImages = fashion.train[slice(0, 50)]
-    with pytest.raises(ValueError, match="same of all images"):
+    with pytest.raises(UnsupportedNetworkError, match="same of all images"):
         fit_density(as_bundle(shipped, network), some, some)
+    collapsed, scores = calibrate(as_bundle(shipped, network), some, train=some)
+    assert "weight_scaling" in collapsed.strategies, "its calibration does without"
+    assert scores.density is None
+
+
+def test_images_of_one_class_are_refused(shipped: Bundle, fashion: FashionMNISTSplits) -> None:
+    trousers = fashion.train[fashion.train.labels == 1][slice(0, 50)]
+    with pytest.raises(UnsupportedNetworkError, match="of one class"):
+        fit_density(shipped, trousers, trousers)
 
 
 class Twice(nn.Module):
