@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from models import bundle
 from models.command_line import NumberList, run
+from models.networks import own
 from models.records import InputRecord, first_fault
 from training.options import Argument
 
@@ -104,7 +105,10 @@ def import_command(
         raise click.ClickException(str(error)) from error
     sampled = ", ".join(f"{site} ({layer.kind}, rate {layer.rate:g})" for site, layer in layers.items())
     click.echo(f"Dropout: {sampled}.")
-    click.echo(f"Wrote {out}, version {made.version}. Calibrate it: python -m calibration fit {out} --data IMAGES")
+    trust = f" --network {network_name}" if own.is_own(network_name) else ""
+    click.echo(
+        f"Wrote {out}, version {made.version}. Calibrate it: python -m calibration fit {out}{trust} --data IMAGES"
+    )
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:

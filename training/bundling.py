@@ -58,14 +58,17 @@ def recipe_of(card: records.Card, seed: int | None = None) -> Recipe:
 
 
 def load_member(folder: Path, card: records.Card) -> bundle.Bundle:
-    """A network trained as that of ``card``, on the same data by the same recipe, but for the seed.
+    """A network trained as that of ``card``, on the same data by the same recipe, but for the seed; or like it in all
+    that is known, if both were trained elsewhere.
 
     Raises :class:`~models.bundle.BundleError` if it is another, or none.
     """
     found = bundle.load(folder, calibrated=False)
-    own = recipe_of(found.card)
-    same = (found.card.network, found.card.data, found.card.input) == (card.network, card.data, card.input)
-    if not same or own != recipe_of(card, own.seed):
+    known = ("network", "data", "input", "classes")
+    same = all(getattr(found.card, name) == getattr(card, name) for name in known)
+    if card.training and found.card.training:
+        same = same and recipe_of(found.card) == recipe_of(card, recipe_of(found.card).seed)
+    if not same or (card.training is None) != (found.card.training is None):
         raise bundle.BundleError(f"{folder} was not trained as {card.name} was: choose another folder for its ensemble")
     return found
 

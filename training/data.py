@@ -68,7 +68,8 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """``pixels`` uint8 ``[N, 28, 28]``, white on black; ``labels`` int64 ``[N]``, indices into :data:`CLASSES`."""
+    """``pixels`` uint8 ``[N, 28, 28]``, white on black, and ``labels`` int64 ``[N]``, indices into :data:`CLASSES`; of
+    one's own data ``[N, *shape]``, uint8 or float32, and indices into the classes of a card."""
 
     pixels: Tensor
     labels: Tensor

@@ -1,4 +1,4 @@
-"""Images that are out of distribution for Fashion-MNIST: what a calibrated network should be uncertain about."""
+"""Images that are out of distribution: what a calibrated network should be uncertain about."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 from models import storage
+from models.records import InputRecord
 from training import data
 from training.data import DataError
 
-__all__ = ["MNIST_FILE", "MNIST_SHA256", "Outliers", "fetch_mnist", "load_outliers", "selection_sets"]
+__all__ = ["MNIST_FILE", "MNIST_SHA256", "Outliers", "fetch_mnist", "load_outliers", "noise_sets", "selection_sets"]
 
 MNIST_FILE = "t10k-images-idx3-ubyte"
 MNIST_SHA256 = "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
@@ -33,6 +34,7 @@ IDX_HEADER = 16
 DOWNLOAD_TIMEOUT = 10.0
 """Seconds that the download may stay silent; few, since the report can do without it."""
 NOISE_IMAGES = 2_000
+CONSTANT_IMAGES = 256
 SELECTION_IMAGES = 1_500
 FASHION_MEAN, FASHION_SD = 72.94, 90.02
 """Of the pixels of Fashion-MNIST's training images, in grey levels."""
@@ -60,8 +62,6 @@ def load_outliers(mnist_folder: Path | None = None, *, seed: int = 0) -> Outlier
 
     The noise is decided by ``seed``. Raises :class:`~training.data.DataError` if MNIST's file is damaged.
     """
-    noise = np.random.default_rng(seed)
-    shape = (NOISE_IMAGES, 28, 28)
     sets, missing = {}, {}
     if path := _find_mnist(mnist_folder):
         # The checksum vouches for the header.
@@ -74,11 +74,30 @@ def load_outliers(mnist_folder: Path | None = None, *, seed: int = 0) -> Outlier
             f"it, or {BY_HAND}"
         )
     sets["digits"] = _digits()
-    sets["uniform_noise"] = torch.from_numpy(noise.integers(0, 256, shape, dtype=np.uint8))
-    normal = torch.from_numpy(noise.normal(FASHION_MEAN, FASHION_SD, shape))
-    sets["gaussian_noise"] = normal.round().clamp(0, 255).to(torch.uint8)
-    sets["constant"] = torch.arange(256, dtype=torch.uint8).view(256, 1, 1).repeat(1, 28, 28)
-    return Outliers(sets, missing)
+    return Outliers(sets | noise_sets(InputRecord(), FASHION_MEAN, FASHION_SD, seed=seed), missing)
+
+
+def noise_sets(
+    inputs: InputRecord, mean: float, sd: float, *, dtype: torch.dtype = torch.uint8, images: int = NOISE_IMAGES,
+    seed: int = 0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """``uniform_noise``, ``gaussian_noise`` and ``constant`` of :func:`load_outliers` for the images of another
+    network: ``[N, *shape]`` of ``dtype``, uint8 or float32, in 0..its maximum. ``mean`` and ``sd`` are those of the
+    pixels of its own images; ``images`` the number in the first two sets."""
+    random = np.random.default_rng(seed)
+    shape, maximum, whole = (images, *inputs.shape), inputs.maximum, dtype == torch.uint8
+    if whole:
+        uniform = torch.from_numpy(random.integers(0, int(maximum) + 1, shape, dtype=np.uint8))
+    else:
+        uniform = torch.from_numpy(random.random(shape, dtype=np.float32)) * maximum
+    normal = torch.from_numpy(random.normal(mean, sd, shape))
+    levels = torch.arange(int(maximum) + 1) if whole else torch.linspace(0, maximum, CONSTANT_IMAGES)
+    constant = levels.view(-1, *[1] * len(inputs.shape)).expand(-1, *inputs.shape)
+    return {
+        "uniform_noise": uniform,
+        "gaussian_noise": (normal.round() if whole else normal).clamp(0, maximum).to(dtype),
+        "constant": constant.to(dtype).contiguous(),
+    }
 
 
 def selection_sets(*, seed: int = 0) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class OwnImages:
 
 def read(
     path: Path,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     inputs: InputRecord = InputRecord(),  # noqa: B008  (frozen)
     *,
     on_pictures: Callable[[int, int], None] = lambda _, __: None,
@@ -56,6 +56,8 @@ def read(
     An .npz file holds ``images``, or a single array of any name, as :func:`checked_pixels` takes them; and ``labels``
     if there are any: integer ``[N]``, indices into ``classes``.
 
+    Without ``classes`` labels are passed over, and subfolders may have any name.
+
     Raises :class:`~training.data.DataError` that says which file or array is wrong, why, and what to do.
     """
     if path.is_dir():
@@ -63,8 +65,8 @@ def read(
     return _read_arrays(path, classes, inputs)
 
 
-def read_labelled(path: Path, card: Card) -> LabelledImages:
-    """The images in ``path``, which must have labels, in a random order that is always the same.
+def read_labelled(path: Path, card: Card) -> tuple[LabelledImages, tuple[str, ...]]:
+    """The images in ``path``, which must have labels, in a random order that is always the same; and their names.
 
     Raises what :func:`read` raises, and :class:`~training.data.DataError` if there are no labels.
     """
@@ -75,11 +77,11 @@ def read_labelled(path: Path, card: Card) -> LabelledImages:
             "into the .npz file"
         )
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    return LabelledImages(images.pixels[order], images.labels[order])
+    return LabelledImages(images.pixels[order], images.labels[order]), tuple(images.names[index] for index in order)
 
 
 def _read_folder(
-    folder: Path, classes: Sequence[str], inputs: InputRecord, on_pictures: Callable[[int, int], None]
+    folder: Path, classes: Sequence[str] | None, inputs: InputRecord, on_pictures: Callable[[int, int], None]
 ) -> OwnImages:
     entries = _visible(folder)
     subfolders = [entry for entry in entries if entry.is_dir()]
@@ -106,15 +108,15 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _by_class(subfolders: Sequence[Path], classes: Sequence[str]) -> tuple[list[Path], Tensor]:
+def _by_class(subfolders: Sequence[Path], classes: Sequence[str] | None) -> tuple[list[Path], Tensor | None]:
     files: list[Path] = []
     labels: list[int] = []
     for subfolder in subfolders:
-        label = _class_index(subfolder, classes)
         found = _visible(subfolder)
         files += found
-        labels += [label] * len(found)
-    return files, torch.tensor(labels)
+        if classes is not None:
+            labels += [_class_index(subfolder, classes)] * len(found)
+    return files, None if classes is None else torch.tensor(labels)
 
 
 def _class_index(folder: Path, classes: Sequence[str]) -> int:
@@ -134,7 +136,7 @@ def _decode(file: Path, inputs: InputRecord) -> NDArray[np.uint8]:
         raise DataError(f"{file}: {error}. Mend it, or move it elsewhere") from error
 
 
-def _read_arrays(path: Path, classes: Sequence[str], inputs: InputRecord) -> OwnImages:
+def _read_arrays(path: Path, classes: Sequence[str] | None, inputs: InputRecord) -> OwnImages:
     # Opened here, because numpy does not close what it fails to read.
     with path.open("rb") as file, _archive(path, file) as arrays:
         name = "images" if "images" in arrays.files or len(arrays.files) != 1 else arrays.files[0]
@@ -143,7 +145,7 @@ def _read_arrays(path: Path, classes: Sequence[str], inputs: InputRecord) -> Own
             raise DataError(f"{path} does not hold an array `images`, but {found}; {HOW_TO_SAVE}")
         pixels = checked_pixels(_array(path, arrays, name), f"`{name}` in {path}", inputs)
         labels = None
-        if "labels" in arrays.files and name != "labels":
+        if classes is not None and "labels" in arrays.files and name != "labels":
             labels = _checked_labels(_array(path, arrays, "labels"), len(pixels), classes, f"`labels` in {path}")
     return OwnImages(tuple(map(str, range(len(pixels)))), pixels, labels)
 

@@ -1,20 +1,25 @@
-"""Fashion-MNIST's images under shift: five kinds of corruption, each at five severities.
+"""Images under shift: five kinds of corruption, each at five severities.
 
 After Hendrycks & Dietterich (2019), "Benchmarking neural network robustness to common corruptions and perturbations",
-and Ovadia et al. (2019), "Can you trust your model's uncertainty?", for small grey images on black. What lies outside
-an image is black. All functions take and return uint8 ``[N, 28, 28]``.
+and Ovadia et al. (2019), "Can you trust your model's uncertainty?". What lies outside an image is black.
+
+All functions take and return images ``[N, H, W]`` or ``[N, C, H, W]``, uint8 or float32, in 0..``maximum``. Amounts are
+those for Fashion-MNIST, 28x28 in 0..255: a length is ``H`` or ``W``, whichever is less, over 28 times as long for other
+sizes, and a number of grey levels ``maximum`` / 255 times as great. Noise and contrast need no lines and columns: they
+take ``[N, P]`` too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SHIFTS", "blur", "contrast", "noise", "occlude", "rotate", "shift"]
+__all__ = ["SHIFTS", "applicable", "blur", "contrast", "noise", "occlude", "rotate", "shift"]
 
 SHIFTS: dict[str, tuple[float, ...]] = {
     "rotation": (10, 20, 30, 45, 90),
@@ -25,9 +30,16 @@ SHIFTS: dict[str, tuple[float, ...]] = {
 }
 """Severities 1 to 5: degrees counter-clockwise; the Gaussian's standard deviation in pixels; the noise's standard
 deviation in grey levels; the side of the square in pixels; the factor of the deviations from the image's mean."""
+SIDE = 28
+"""Of the images that lengths are for."""
 
 
-def shift(pixels: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
+def applicable(shape: Sequence[int]) -> dict[str, tuple[float, ...]]:
+    """Those of :data:`SHIFTS` that images of ``shape`` can be under: vectors have no lines and columns."""
+    return {name: amounts for name, amounts in SHIFTS.items() if len(shape) > 1 or name in {"noise", "contrast"}}
+
+
+def shift(pixels: Tensor, name: str, severity: int, seed: int = 0, *, maximum: float = 255) -> Tensor:
     """``pixels`` under the shift ``name`` of :data:`SHIFTS` at ``severity``, 1 to 5.
 
     What is random depends on ``seed`` and on an image's index alone, so that severities differ in strength only.
@@ -44,52 +56,69 @@ def shift(pixels: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
         case "blur":
             return blur(pixels, amount)
         case "noise":
-            return noise(pixels, amount, seed)
+            return noise(pixels, amount, seed, maximum=maximum)
         case "occlusion":
             return occlude(pixels, int(amount), seed)
         case _:
-            return contrast(pixels, amount)
+            return contrast(pixels, amount, maximum=maximum)
 
 
 def rotate(pixels: Tensor, degrees: float) -> Tensor:
     """Rotated about the centre, counter-clockwise if ``degrees`` are positive; interpolated bilinearly."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # From a place in the result to that in the image; rows run downwards.
-    turned = torch.tensor([[[cosine, -sine, 0], [sine, cosine, 0]]])
-    grid = F.affine_grid(turned, [1, 1, *pixels.shape[1:]], align_corners=False)
+    height, width = pixels.shape[-2:]
+    # From a place in the result to that in the image, in units of half its width and height; rows run downwards.
+    turned = torch.tensor([[[cosine, -sine * (height / width), 0], [sine * (width / height), cosine, 0]]])
+    grid = F.affine_grid(turned, [1, 1, height, width], align_corners=False)
     # As channels, all images share one grid.
-    return _grey(F.grid_sample(pixels[None].float(), grid, padding_mode="zeros", align_corners=False)[0])
+    planes = pixels.reshape(1, -1, height, width).float()
+    return _as(pixels, F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False).reshape(pixels.shape))
 
 
 def blur(pixels: Tensor, sd: float) -> Tensor:
     """Convolved with a Gaussian of standard deviation ``sd`` pixels, ``sd`` > 0."""
-    density = torch.exp(-0.5 * (torch.arange(-27, 28) / sd) ** 2)
-    # Row i holds the weights of all pixels of a line for its pixel i, centred there; the matrix is symmetric.
-    weights = (density / density.sum()).unfold(0, 28, 1).flip(0)
-    return _grey(weights @ pixels.float() @ weights)
+    rows, columns = (_gaussian(length, sd * _scale(pixels)) for length in pixels.shape[-2:])
+    return _as(pixels, rows @ pixels.float() @ columns)
 
 
-def noise(pixels: Tensor, sd: float, seed: int) -> Tensor:
-    """With independent normal noise of standard deviation ``sd`` grey levels on every pixel, clipped to 0..255."""
+def _gaussian(length: int, sd: float) -> Tensor:
+    """Row i holds the weights of all pixels of a line for its pixel i, centred there; the matrix is symmetric."""
+    density = torch.exp(-0.5 * (torch.arange(1 - length, length) / sd) ** 2)
+    return (density / density.sum()).unfold(0, length, 1).flip(0)
+
+
+def noise(pixels: Tensor, sd: float, seed: int, *, maximum: float = 255) -> Tensor:
+    """With independent normal noise of standard deviation ``sd`` grey levels on every pixel, clipped."""
     normal = np.random.default_rng(seed).standard_normal(tuple(pixels.shape), dtype=np.float32)
-    return _grey(pixels + sd * torch.from_numpy(normal))
+    return _as(pixels, pixels + sd * (maximum / 255) * torch.from_numpy(normal), maximum)
 
 
 def occlude(pixels: Tensor, side: int, seed: int) -> Tensor:
     """With a black square of ``side`` by ``side`` pixels, ``side`` <= 28, anywhere inside each image."""
-    corners = np.random.default_rng(seed).random((len(pixels), 2, 1)) * (28 - side + 1)
-    first = torch.from_numpy(corners).floor()
-    covered = (torch.arange(28) >= first) & (torch.arange(28) < first + side)
-    rows, columns = covered.unbind(1)
-    return pixels.masked_fill(rows[:, :, None] & columns[:, None, :], 0)
+    side = round(side * _scale(pixels))
+    lengths = np.array(pixels.shape[-2:])[:, None]
+    corners = np.random.default_rng(seed).random((len(pixels), 2, 1)) * (lengths - side + 1)
+    rows, columns = (
+        (torch.arange(length) >= first) & (torch.arange(length) < first + side)
+        for length, first in zip(pixels.shape[-2:], torch.from_numpy(corners).floor().unbind(1), strict=True)
+    )
+    covered = rows[:, :, None] & columns[:, None, :]
+    return pixels.masked_fill(covered if pixels.ndim == 3 else covered[:, None], 0)
 
 
-def contrast(pixels: Tensor, factor: float) -> Tensor:
+def contrast(pixels: Tensor, factor: float, *, maximum: float = 255) -> Tensor:
     """With each pixel's deviation from its image's mean multiplied by ``factor``, 0 to 1."""
     grey = pixels.float()
-    mean = grey.mean((1, 2), keepdim=True)
-    return _grey(mean + factor * (grey - mean))
+    mean = grey.mean(tuple(range(1, grey.ndim)), keepdim=True)
+    return _as(pixels, mean + factor * (grey - mean), maximum)
 
 
-def _grey(levels: Tensor) -> Tensor:
-    return levels.round().clamp(0, 255).to(torch.uint8)
+def _scale(pixels: Tensor) -> float:
+    return min(pixels.shape[-2:]) / SIDE
+
+
+def _as(pixels: Tensor, levels: Tensor, maximum: float = 255) -> Tensor:
+    """``levels`` as the type of ``pixels``, clipped to what they may be."""
+    if pixels.dtype == torch.uint8:
+        levels = levels.round()
+    return levels.clamp(0, maximum).to(pixels.dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
+from calibration.material import Material
 from calibration.report.cache import PredictionCache
 from calibration.report.evaluate import Measured
 from calibration.report.interpretation import enumerated
@@ -14,43 +13,39 @@ from calibration.report.predictions import Predictions
 from calibration.report.schema import ModelDifference, Report
 from calibration.resampling import RESAMPLES
 from models.bundle import software_versions
-from training.data import NAME, FashionMNISTSplits
 
 __all__ = ["measure"]
 
 
 def measure(
     subjects: Sequence[Subject],
-    splits: FashionMNISTSplits,
-    outliers: Mapping[str, Tensor],
+    material: Material,
     *,
-    missing: Mapping[str, str],
     cache: PredictionCache,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Measure the models on the test images of ``splits`` and on ``outliers``, uint8 ``[N, 28, 28]`` by name.
+    """Measure the models on ``material``, on which none may have been trained.
 
-    All models must have been trained on the same split. ``missing`` is passed on to the report. ``on_images`` is told
-    of as many images as :func:`calibration.report.model.work` says.
+    ``on_images`` is told of as many images as :func:`calibration.report.model.work` says.
     """
     models, defaults = [], []
     for subject in subjects:
         predictions = Predictions(subject.bundle, subject.ensemble, cache, on_images)
-        measures = Measures(subject, predictions, splits, outliers)
+        measures = Measures(subject, predictions, material)
         models.append(measures.report())
         defaults.append((subject.bundle.card.name, measures.measured[measures.default]))
     sampled = any(model.interpretation for model in models)
     return Report(
-        data=f"{NAME} test images",
-        images=len(splits.test),
-        shift_images=min(SHIFT_IMAGES, len(splits.test)),
+        data=material.title,
+        images=len(material.test),
+        shift_images=min(SHIFT_IMAGES, len(material.test)),
         resamples=RESAMPLES,
         outlier_resamples=OUTLIER_RESAMPLES,
         versions=software_versions(),
-        missing=dict(missing),
+        missing=dict(material.missing),
         models=tuple(models),
         model_differences=tuple(_differences(defaults)),
-        enumeration=enumerated(splits, cache) if sampled else None,
+        enumeration=enumerated(material.splits, cache) if sampled and material.splits else None,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from calibration import conformal, metrics, strategies
 from calibration.calibrators import calibrate_strategy, halves
 from calibration.masks import DESIGNS
+from calibration.material import Material
 from calibration.novelty import NoveltyDetector
 from calibration.predictive import UNSCALED, PredictiveSummary
 from calibration.report import evaluate
@@ -35,7 +36,6 @@ from calibration.resampling import bootstrap_weights, interval
 from models.bundle import Bundle, CalibrationScores
 from models.records import Calibration, Scaling
 from training import shifts
-from training.data import FashionMNISTSplits
 
 __all__ = ["OUTLIER_RESAMPLES", "SHIFT_IMAGES", "Measures", "Subject", "work"]
 
@@ -89,12 +89,13 @@ def _variations(subject: Subject) -> list[Way]:
     return found
 
 
-def work(subject: Subject, splits: FashionMNISTSplits, outliers: Mapping[str, Tensor]) -> int:
+def work(subject: Subject, material: Material) -> int:
     """The number of images that :meth:`Measures.report` will tell of, once each time that they are predicted."""
-    test, calibration = len(splits.test), len(splits.calibration)
-    shifted = min(SHIFT_IMAGES, test) * (len(ANGLES) + sum(map(len, shifts.SHIFTS.values())))
+    test, calibration = len(material.test), len(material.calibration)
+    kinds = shifts.applicable(material.inputs.shape)
+    shifted = min(SHIFT_IMAGES, test) * (len(_angles(material)) + sum(map(len, kinds.values())))
     ways = _ways(subject)
-    total = len(ways) * (2 * test + shifted + sum(map(len, outliers.values())))
+    total = len(ways) * (2 * test + shifted + sum(map(len, material.outliers.values())))
     total += len(_variations(subject)) * (2 * test + calibration // 2)
     total += SEEDS * test * sum(name in strategies.SAMPLING_STRATEGIES for name in ways)
     total += (DEEP_ENSEMBLE in ways) * calibration
@@ -102,14 +103,16 @@ def work(subject: Subject, splits: FashionMNISTSplits, outliers: Mapping[str, Te
     return total + (test + calibration // 2 if sampled else 0)
 
 
+def _angles(material: Material) -> tuple[int, ...]:
+    return ANGLES if "rotation" in shifts.applicable(material.inputs.shape) else ()
+
+
 class Measures:
     """Measures one model. ``predictions`` must be those of the subject's bundle."""
 
-    def __init__(
-        self, subject: Subject, predictions: Predictions, splits: FashionMNISTSplits, outliers: Mapping[str, Tensor]
-    ) -> None:
-        self.subject, self.predictions, self.test, self.outliers = subject, predictions, splits.test, outliers
-        self.for_temperature, self.for_thresholds = halves(splits.calibration)
+    def __init__(self, subject: Subject, predictions: Predictions, material: Material) -> None:
+        self.subject, self.predictions, self.material, self.test = subject, predictions, material, material.test
+        self.for_temperature, self.for_thresholds = halves(material.calibration)
         self.weights = bootstrap_weights(len(self.test))
         self.ways = _ways(subject)
         self.default = "mc_dropout" if "mc_dropout" in self.ways else "weight_scaling"
@@ -166,7 +169,7 @@ class Measures:
             )
             if sampled
             else None,
-            outliers={name: self._outliers(pixels, edges) for name, pixels in self.outliers.items()},
+            outliers={name: self._outliers(pixels, edges) for name, pixels in self.material.outliers.items()},
             score_edges={score: tuple(values.tolist()) for score, values in edges.items()},
             test_histogram={name: self._histograms(name, summary, edges) for name, summary in self.summaries.items()},
             shifts=tuple(self._shifts()),
@@ -283,13 +286,18 @@ class Measures:
 
     def _shifts(self) -> Iterator[ShiftRow]:
         test = self.test[slice(0, SHIFT_IMAGES)]
-        shifted = [(ROTATION, 0, float(angle), shifts.rotate(test.pixels, angle)) for angle in ANGLES]
-        shifted += [
-            (kind, severity, float(amount), shifts.shift(test.pixels, kind, severity))
-            for kind, amounts in shifts.SHIFTS.items()
+        inputs = self.material.inputs
+        places = [(ROTATION, 0, float(angle)) for angle in _angles(self.material)]
+        places += [
+            (kind, severity, float(amount))
+            for kind, amounts in shifts.applicable(inputs.shape).items()
             for severity, amount in enumerate(amounts, start=1)
         ]
-        for kind, severity, amount, pixels in shifted:
+        for kind, severity, amount in places:
+            if kind == ROTATION:
+                pixels = shifts.rotate(test.pixels, amount)
+            else:
+                pixels = shifts.shift(test.pixels, kind, severity, maximum=inputs.maximum)
             for name, way in self.ways.items():
                 summary, several = self.predictions.summary(way, self.scaling(name), pixels), self._several(name)
                 yield ShiftRow(
@@ -358,6 +366,7 @@ class Measures:
         for index in order[:GALLERY_SIZE].tolist():
             yield GalleryEntry(
                 index=index,
+                name=self.material.names[index] if self.material.names else None,
                 label=classes[int(self.test.labels[index])],
                 predicted=classes[int(predicted[index])],
                 confidence=float(confidence[index]),

@@ -90,8 +90,10 @@ def _tradeoff(model: ModelReport) -> Picture:
     def draw(axes: Axes) -> None:
         for name, section in model.strategies.items():
             nll = section.calibrated.nll
+            # Where all images have one loss, rounding may leave it outside its interval.
+            low, high = max(nll.value - nll.low, 0), max(nll.high - nll.value, 0)
             axes.errorbar(
-                [section.cost.among_many], [nll.value], [[nll.value - nll.low], [nll.high - nll.value]],
+                [section.cost.among_many], [nll.value], [[low], [high]],
                 marker="o", capsize=3, color=colour(name), label=named(name),
             )  # fmt: skip
         axes.set(xscale="log", xlabel=f"milliseconds per image, among {many}", ylabel="NLL, calibrated (nats)")
@@ -188,6 +190,8 @@ def _rotation(model: ModelReport) -> Picture:
         ]
 
     own = rows(model.default)
+    if not own:
+        return Picture("", ())
     angles = [row[0] for row in own]
 
     def split(axes: Axes) -> None:
@@ -226,6 +230,8 @@ def _rotation(model: ModelReport) -> Picture:
 
 
 def _shifts(model: ModelReport) -> Picture:
+    kinds = [kind for kind in SHIFTS if any(row.shift == kind for row in model.shifts)]
+
     def draw(axes: Axes, *, kind: str, measure: str, label: str, scale: float) -> None:
         for name in model.strategies:
             rows = [row for row in model.shifts if row.shift == kind and row.strategy == name]
@@ -233,7 +239,7 @@ def _shifts(model: ModelReport) -> Picture:
             severities = [row.severity for row in rows]
             axes.plot(severities, values, "o-", markersize=3.5, color=colour(name), label=named(name))
         axes.set(title=kind, xlabel="severity", ylabel=label, xticks=range(1, 6), ylim=(0, None))
-        if kind == next(iter(SHIFTS)):
+        if kind == kinds[0]:
             axes.legend()
 
     panels = tuple(
@@ -244,7 +250,7 @@ def _shifts(model: ModelReport) -> Picture:
             width=3.6,
             height=2.9,
         )
-        for kind in SHIFTS
+        for kind in kinds
         for measure, label, scale in (("accuracy", "accuracy (%)", 100), ("ece", "ECE", 1))
     )
     return Picture(

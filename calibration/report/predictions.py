@@ -62,7 +62,7 @@ class Predictions:
         return self._built[way]
 
     def summary(self, way: Way, scaling: Scaling, pixels: Tensor) -> PredictiveSummary:
-        """Predictions for ``pixels`` ``[N, 28, 28]``."""
+        """Predictions for ``pixels`` ``[N, *shape]``."""
         reported = 0
 
         def on_images(count: int) -> None:

@@ -266,7 +266,8 @@ class OutlierSection(Record):
 
 
 class ShiftRow(Record):
-    """Shifted test images: ``amount`` in degrees or as the shift has it. Means; calibrated on unshifted images."""
+    """Shifted test images: ``amount`` in degrees or as the shift has it, for 28x28 pixels in 0..255: lengths and grey
+    levels of other images are to scale. Means; calibrated on unshifted images."""
 
     shift: str
     severity: int
@@ -298,7 +299,11 @@ class ClassRow(Record):
 
 
 class GalleryEntry(Record):
+    """``index`` is the image's place among those measured; ``name`` its file or place in data of one's own, null in
+    Fashion-MNIST, whose order is kept."""
+
     index: int
+    name: str | None = None
     label: str
     predicted: str
     confidence: float

@@ -14,6 +14,8 @@ from torch import Tensor
 from calibration.moments import propagate_moments
 from calibration.subnetworks import SubnetworkEnsemble
 from models import bundle, networks, storage
+from models.networks import own
+from tests.calibration.own_bundles import write_digits
 from tests.command_line import run
 from training.bundling import member_folder
 from training.data import FashionMNISTSplits
@@ -97,3 +99,17 @@ def calibrated(shipped: bundle.Bundle, raw: Arrays) -> Arrays:
 @pytest.fixture(scope="session")
 def labels(fashion: FashionMNISTSplits) -> np.ndarray[Any, Any]:
     return fashion.test.labels[:IMAGES].numpy()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as :func:`write_digits` writes it."""
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture
+def nothing_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test trusts is forgotten after it."""
+    monkeypatch.setenv(own.ENVIRONMENT_VARIABLE, "")

@@ -16,12 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from torch import nn
 
 from calibration import importing, predict
 from calibration.copies import MaskedCopies
-from calibration.importing import ImportFailedError, import_network
+from calibration.importing import ImportFailedError
 from calibration.novelty import NoveltyDetector
 from calibration.sites import NoActiveDropoutError, UnsupportedNetworkError
 from models import bundle
@@ -29,53 +27,10 @@ from models.bundle import BundleError
 from models.networks import own
 from models.records import InputRecord
 from tests import own_networks
+from tests.calibration.own_bundles import CLASSES, DIGITS, INPUTS, imported, saved
 from tests.command_line import ROOT, refused, run
 
-DIGITS = "tests.own_networks:digits"
-INPUTS = InputRecord(shape=(8, 8), mean=0.0, std=1.0, maximum=16.0)
-CLASSES = tuple("0123456789")
-
-
-@pytest.fixture(autouse=True)
-def nothing_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(own.ENVIRONMENT_VARIABLE, raising=False)
-    # So that what a test trusts is forgotten after it.
-    monkeypatch.setenv(own.ENVIRONMENT_VARIABLE, "")
-
-
-def saved(network: nn.Module, path: Path) -> Path:
-    safetensors.torch.save_file(network.state_dict(), path)
-    return path
-
-
-def imported(name: str, weights: Path, out: Path, **others: Any) -> bundle.Bundle:
-    given: dict[str, Any] = {
-        "arguments": {}, "classes": CLASSES, "inputs": INPUTS, "outputs": "logits", "bundle_name": "mine", **others
-    }  # fmt: skip
-    made, _ = import_network(f"tests.own_networks:{name}", weights, out, **given)
-    return made
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the weights of a network trained on scikit-learn's digits, and its data in three files."""
-    folder = tmp_path_factory.mktemp("digits")
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    pixels, labels = found.images[order].astype(np.float32), found.target[order]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = own_networks.digits()
-        optimizer = torch.optim.Adam(network.parameters(), 0.01)
-        inputs, targets = torch.from_numpy(pixels[:1000] / 16), torch.from_numpy(labels[:1000])
-        for _ in range(150):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(inputs), targets).backward()
-            optimizer.step()
-    saved(network, folder / "weights.safetensors")
-    for name, part in {"train": slice(1000), "calibration": slice(1000, 1400), "test": slice(1400, None)}.items():
-        np.savez(folder / f"{name}.npz", images=pixels[part], labels=labels[part])
-    return folder
+pytestmark = pytest.mark.usefixtures("nothing_trusted")
 
 
 def test_the_way_that_the_documentation_goes(tmp_path: Path) -> None:
@@ -199,7 +154,7 @@ def test_damaged_weights_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ImportFailedError, match="is no safetensors file"):
         imported("digits", pickled, tmp_path / "mine")
     network = own_networks.digits()
-    nn.init.constant_(next(network.parameters()), float("nan"))
+    torch.nn.init.constant_(next(network.parameters()), float("nan"))
     with pytest.raises(ImportFailedError, match=r"not finite in 1\.weight"):
         imported("digits", saved(network, tmp_path / "nan.safetensors"), tmp_path / "mine")
 
@@ -228,7 +183,7 @@ def test_an_existing_folder_is_left_alone(trained: Path, tmp_path: Path) -> None
         imported("digits", trained / "weights.safetensors", tmp_path / "mine")
 
 
-def test_commands_for_fashion_mnist_say_so(trained: Path, tmp_path: Path) -> None:
+def test_fit_needs_labelled_images(trained: Path, tmp_path: Path) -> None:
     imported("digits", trained / "weights.safetensors", tmp_path / "mine")
     mine = str(tmp_path / "mine")
     assert "name labelled images" in refused("calibration", "fit", mine, "--network", DIGITS, code=2)

@@ -14,10 +14,11 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from models.records import InputRecord
 from training import __main__ as command_line
 from training import data, outliers, torchvision_compat
 from training.data import DataError
-from training.outliers import MNIST_FILE, fetch_mnist, load_outliers, selection_sets
+from training.outliers import MNIST_FILE, fetch_mnist, load_outliers, noise_sets, selection_sets
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +188,27 @@ def test_every_grey_level_is_one_constant_image() -> None:
     constant = load_outliers().sets["constant"]
     assert torch.equal(constant.flatten(1).min(1).values, torch.arange(256))
     assert torch.equal(constant.flatten(1).max(1).values, torch.arange(256))
+
+
+def test_noise_for_images_of_another_shape_and_range() -> None:
+    inputs = InputRecord(shape=(3, 8, 6), maximum=16.0)
+    sets = noise_sets(inputs, 5.0, 2.0, dtype=torch.float32, images=200)
+    assert {name: images.shape for name, images in sets.items()} == {
+        "uniform_noise": (200, 3, 8, 6), "gaussian_noise": (200, 3, 8, 6), "constant": (256, 3, 8, 6),
+    }  # fmt: skip
+    assert stats.kstest(sets["uniform_noise"].flatten().numpy() / 16, "uniform").pvalue > 1e-3
+    # Half a percent would be below 0.
+    normal = sets["gaussian_noise"].flatten().double()
+    assert normal.mean().item() == pytest.approx(5, abs=0.05)
+    assert normal.std().item() == pytest.approx(2, abs=0.05)
+    assert sets["constant"][:, 1, 2, 3].tolist() == pytest.approx(np.linspace(0, 16, 256).tolist())
+    assert (sets["constant"] == sets["constant"][:, :1, :1, :1]).all()
+    whole = noise_sets(inputs, 5.0, 2.0, images=200)
+    assert all(
+        images.dtype == torch.uint8 and images.max() == 16 for images in (whole["uniform_noise"], whole["constant"])
+    )
+    assert whole["constant"][:, 0, 0, 0].tolist() == list(range(17))
+    assert (noise_sets(inputs, 15.0, 9.0)["gaussian_noise"] <= 16).all()
 
 
 def test_mnist_is_downloaded_once_into_the_projects_folder(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models import bundle
 from models.pictures import decode
 from training import own_images
 from training.data import CLASSES, DataError
@@ -64,6 +65,28 @@ def test_subfolders_named_after_classes_give_labels(tmp_path: Path) -> None:
     )  # fmt: skip
     assert images.labels is not None
     assert (images.labels.tolist(), images.labels.dtype) == ([9, 0, 0, 1, 1], torch.int64)
+
+
+def test_without_classes_labels_are_not_looked_at(tmp_path: Path) -> None:
+    for folder in ("hedgehogs", "owls"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        Image.new("L", (28, 28), 3).save(tmp_path / "pictures" / folder / "one.png")
+    found = own_images.read(tmp_path / "pictures", None)
+    assert (found.names, found.labels) == (("hedgehogs/one.png", "owls/one.png"), None)
+    np.savez(tmp_path / "images.npz", images=np.full((2, 28, 28), 3, np.uint8), labels=np.array(["owl", "owl"]))
+    assert own_images.read(tmp_path / "images.npz", None).labels is None
+
+
+def test_labelled_images_are_shuffled_with_their_names(tmp_path: Path, shipped: bundle.Bundle) -> None:
+    pixels = np.repeat(np.arange(1, 41, dtype=np.uint8), 784).reshape(40, 28, 28)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(40) % 10)
+    found, names = own_images.read_labelled(tmp_path / "images.npz", shipped.card)
+    places = [int(name) for name in names]
+    assert sorted(places) == list(range(40)) != places
+    assert (found.pixels[:, 0, 0] - 1).tolist() == places
+    assert found.labels.tolist() == [place % 10 for place in places]
+    again, _ = own_images.read_labelled(tmp_path / "images.npz", shipped.card)
+    assert torch.equal(again.pixels, found.pixels)
 
 
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:

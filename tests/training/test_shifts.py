@@ -143,3 +143,48 @@ def test_contrast_is_exact_to_rounding(garments: Tensor, factor: float) -> None:
     mean = garments.double().mean((1, 2), keepdim=True)
     assert difference(shifts.contrast(garments, factor), mean + factor * (garments.double() - mean)) < 0.5001
     assert torch.equal(shifts.contrast(garments, 1), garments)
+
+
+@pytest.mark.parametrize("degrees", [30, -75])
+def test_colour_and_other_proportions_are_turned_channel_by_channel(degrees: float) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).random((2, 3, 10, 30), np.float32))
+    expected = ndimage.rotate(
+        images.double().numpy(), degrees, axes=(3, 2), reshape=False, order=1, mode="grid-constant"
+    )  # fmt: skip
+    turned = shifts.rotate(images, degrees)
+    assert turned.dtype == torch.float32
+    assert difference(turned, expected) < 1e-4
+    assert difference(shifts.rotate(images, 180), images.flip(2, 3)) < 1e-4
+
+
+def test_lengths_are_those_of_28_pixels_to_scale() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).random((2, 3, 56, 70), np.float32))
+    expected = ndimage.gaussian_filter(images.double().numpy(), (0, 0, 4, 4), mode="constant", truncate=8)
+    assert difference(shifts.blur(images, 2), expected) < 1e-5
+    black = shifts.occlude(torch.ones(500, 3, 56, 70), 10, 0) == 0
+    assert (black.sum((1, 2, 3)) == 3 * 20 * 20).all()
+    assert (black.any(1).any(1).sum(1) == 20).all()
+    assert torch.equal(black[:, 0], black[:, 2])
+    assert black.any(0).any(1).all(), "in every line"
+    assert black.any(0).any(2).all(), "and every column"
+
+
+@pytest.mark.parametrize("name", ["noise", "contrast"])
+def test_grey_levels_are_those_of_255_to_scale(garments: Tensor, name: str) -> None:
+    """And vectors are under these two."""
+    scaled = shift(garments.float().flatten(1) * (2 / 255), name, 3, maximum=2)
+    assert shifts.applicable((784,)).keys() == {"noise", "contrast"}
+    assert shifts.applicable((28, 28)) == SHIFTS
+    assert 0 <= scaled.min() < scaled.max() <= 2
+    if name == "contrast":
+        assert difference(scaled * (255 / 2), shift(garments, name, 3).flatten(1)) < 0.501
+    else:
+        zeros = shifts.noise(torch.zeros(100, 784), 64, 0, maximum=2)
+        assert zeros[zeros > 0].square().mean().sqrt().item() == pytest.approx(2 * 64 / 255, rel=0.01)
+
+
+def test_whole_levels_stay_within_a_smaller_range() -> None:
+    images = torch.full((50, 8, 8), 15, dtype=torch.uint8)
+    shifted = shift(images, "noise", 5, maximum=16)
+    assert shifted.dtype == torch.uint8
+    assert (int(shifted.min()), int(shifted.max())) == (0, 16)

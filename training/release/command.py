@@ -45,7 +45,7 @@ def release_command(
     One that misses the floors in its card is left in --out, and not shipped.
     """
     # They take seconds to import.
-    from calibration.__main__ import report_command  # noqa: PLC0415
+    from calibration.report_command import report_command  # noqa: PLC0415
     from training.release.making import MakingError, make  # noqa: PLC0415
     from training.release.measure import unmet  # noqa: PLC0415
 
@@ -62,7 +62,8 @@ def release_command(
             raise click.ClickException(str(error)) from error
         context.invoke(
             report_command, bundle_names=(str(bundle.path),), out=out / "reports" / name, ensembles=out / "ensembles",
-            images=None, cache_folder=None, no_cache=False, attach=True, data_folder=data_folder,
+            images=None, cache_folder=None, no_cache=False, attach=True, data_path=data_folder, calibration_path=None,
+            train_path=None, foreign=(),
         )  # fmt: skip
         faults = list(unmet(bundle.card))
         missed += [f"{name}: {fault}" for fault in faults]

@@ -8,7 +8,7 @@ from training.study.pictures import grids, sizes
 from training.study.results import interval, measure_of
 from training.study.schema import LOWER_IS_BETTER, Interval, Measure, Study
 
-__all__ = ["better", "conclusions"]
+__all__ = ["better", "conclusions", "higher"]
 
 NAMES: dict[Measure, tuple[str, float, int, str]] = {
     "test_accuracy": ("test accuracy", 100, 2, "percentage points"), "test_loss": ("test NLL", 1, 4, "nats"),
@@ -22,9 +22,15 @@ MEANT = 0.002
 
 def better(difference: Interval, measure: Measure) -> bool | None:
     """Whether the difference is an improvement; ``None`` if its interval has 0 inside, or there is none."""
+    up = higher(difference)
+    return None if up is None else up != (measure in LOWER_IS_BETTER)
+
+
+def higher(difference: Interval) -> bool | None:
+    """Whether the difference is above 0; ``None`` if its interval has 0 inside, or there is none."""
     if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
         return None
-    return (difference.mean < 0) == (measure in LOWER_IS_BETTER)
+    return difference.mean > 0
 
 
 def conclusions(study: Study) -> list[str]:
@@ -34,6 +40,7 @@ def conclusions(study: Study) -> list[str]:
         *_gap(study),
         *_overfitting(study),
         *_sampling(study),
+        *_detection(study),
         *_sizes(study),
         *_grids(study),
         *_variance_shift(study),
@@ -133,6 +140,23 @@ def _sampling(study: Study) -> Iterator[str]:
                 yield (
                     f"MC dropout's {name}, uncalibrated, is {word} than weight scaling's for {len(names)} of {total} "
                     f"configurations with dropout: {_listed(names)}."
+                )
+
+
+def _detection(study: Study) -> Iterator[str]:
+    """By the mutual information of MC dropout, against the baseline."""
+    for name in dict.fromkeys(name for result in study.results for name in result.detection_differences):
+        verdicts: dict[bool, list[str]] = {True: [], False: []}
+        for result in study.results:
+            found = result.detection_differences.get(name)
+            verdict = None if found is None else higher(found)
+            if found is not None and verdict is not None:
+                verdicts[verdict].append(f"{result.configuration.name} ({_signed(found, 1, 4)})")
+        for verdict, word in ((True, "better"), (False, "worse")):
+            if names := verdicts[verdict]:
+                yield (
+                    f"AUROC of {name.replace('_', ' ')} by mutual information {word} than the baseline's: "
+                    f"{_listed(names)}."
                 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.study.conclusions import better, conclusions
+from training.study.conclusions import better, conclusions, higher
 from training.study.schema import ConfigurationResult, Measure, Study
 
 __all__ = ["summary"]
@@ -22,7 +22,9 @@ COLUMNS: tuple[tuple[str, Measure, float, int, bool], ...] = (
 
 
 def summary(study: Study) -> str:
-    """Means over seeds; differences with half the width of their 95 % interval, bold where it excludes 0."""
+    """Means over seeds; differences with half the width of their 95 % interval, bold where it excludes 0. Then, if it
+    was measured, how well images out of distribution are detected, bold where the difference to the baseline excludes
+    0."""
     lines = [
         f"| configuration | {' | '.join(heading for heading, *_ in COLUMNS)} |",
         f"|---|{'---|' * len(COLUMNS)}",
@@ -30,6 +32,14 @@ def summary(study: Study) -> str:
     for result in study.results:
         cells = [_cell(result, column) for column in COLUMNS]
         lines.append(f"| {result.configuration.name} | {' | '.join(cells)} |")
+    sets = list(dict.fromkeys(name for result in study.results for name in result.detection))
+    if sets:
+        headings = (name.replace("_", " ") for name in sets)
+        lines += ["", "AUROC by the mutual information of MC dropout:", ""]
+        lines += [f"| configuration | {' | '.join(headings)} |", f"|---|{'---|' * len(sets)}"]
+        for result in study.results:
+            cells = [_detection(result, name) for name in sets]
+            lines.append(f"| {result.configuration.name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in conclusions(study)), ""])
 
 
@@ -43,3 +53,11 @@ def _cell(result: ConfigurationResult, column: tuple[str, Measure, float, int, b
     half = "" if found.high is None else f" ± {scale * (found.high - found.mean):.{digits}f}"
     text = f"{scale * found.mean:+.{digits}f}{half}".replace("-", "−")
     return text if better(found, measure) is None else f"**{text}**"
+
+
+def _detection(result: ConfigurationResult, name: str) -> str:
+    if name not in result.detection:
+        return ""
+    text = f"{result.detection[name].mean:.4f}"
+    apart = result.detection_differences.get(name)
+    return text if apart is None or higher(apart) is None else f"**{text}**"

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from calibration.report.figures import Picture, slug
 from models import storage
 from training.study import pictures
-from training.study.conclusions import better, conclusions
+from training.study.conclusions import better, conclusions, higher
 from training.study.schema import ConfigurationResult, Interval, Measure, Study
 
 __all__ = ["write"]
@@ -26,7 +26,7 @@ def write(study: Study, folder: Path) -> None:
         loader=ChoiceLoader([PackageLoader("training.study", "."), PackageLoader("calibration.report", ".")]),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"svg": Markup, "slug": slug, "mean": _mean, "apart": _apart}
+    environment.filters |= {"svg": Markup, "slug": slug, "mean": _mean, "apart": _apart, "detected": _detected}
     page = environment.get_template("study.html.j2").render(
         study=study, groups=_groups(study), conclusions=conclusions(study), curves=curves, pictures=others
     )
@@ -57,14 +57,25 @@ def _apart(result: ConfigurationResult, measure: Measure, digits: int = 4, scale
     found = result.differences.get(measure)
     if found is None:
         return Markup("–")
-    value = _signed(found.mean, digits, scale)
-    verdict = better(found, measure)
+    value = _marked(_signed(found.mean, digits, scale), better(found, measure))
+    return Markup("{} {}").format(value, _interval(found, digits, scale))
+
+
+def _detected(result: ConfigurationResult, name: str) -> Markup:
+    """The mean AUROC of a set, marked where the interval of the difference to the baseline excludes 0."""
+    found, apart = result.detection.get(name), result.detection_differences.get(name)
+    if found is None:
+        return Markup("–")
+    return _marked(f"{found.mean:.4f}", None if apart is None else higher(apart))
+
+
+def _marked(value: str, verdict: bool | None) -> Markup:
     if verdict is not None:
         word = "better" if verdict else "worse"
-        value = Markup('<span class="{}" title="{} than the baseline">{} {}</span>').format(
+        return Markup('<span class="{}" title="{} than the baseline">{} {}</span>').format(
             "best" if verdict else "wrong", word, value, "★" if verdict else "▾"
         )
-    return Markup("{} {}").format(value, _interval(found, digits, scale))
+    return Markup.escape(value)
 
 
 def _interval(found: Interval, digits: int, scale: float) -> Markup:

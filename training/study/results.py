@@ -102,13 +102,28 @@ def _result(
         apart = [value - other for value, other in pairs if value is not None and other is not None]
         if apart:
             differences[measure] = interval(apart)
+    both = [(run, others[run.seed]) for run in runs if run.seed in others]
     return ConfigurationResult(
         configuration=configuration,
         parameters=runs[0].parameters if runs else None,
         runs=tuple(runs),
         means=means,
         differences=differences,
+        detection={name: interval([_detection(run)[name] for run in runs]) for name in _detected(runs)},
+        detection_differences={
+            name: interval([_detection(run)[name] - _detection(other)[name] for run, other in both])
+            for name in _detected([run for pair in both for run in pair])
+        },
     )
+
+
+def _detection(run: RunResult) -> dict[str, float]:
+    return run.sampled.detection if run.sampled else {}
+
+
+def _detected(runs: Sequence[RunResult]) -> list[str]:
+    """The sets that each of ``runs`` has an AUROC of."""
+    return [name for name in _detection(runs[0]) if all(name in _detection(run) for run in runs)] if runs else []
 
 
 def _unsampled(measure: Measure) -> Measure:

@@ -146,13 +146,16 @@ class Failure(Record):
 
 
 class ConfigurationResult(Record):
-    """``differences`` to the baseline are paired by seed; empty for a baseline itself, or one without finished runs."""
+    """``differences`` to the baseline are paired by seed; empty for a baseline itself, or one without finished runs.
+    ``detection``, and its differences, are by set of images out of distribution, see :class:`Sampled`."""
 
     configuration: Configuration
     parameters: int | None = Field(description="null if no run finished")
     runs: tuple[RunResult, ...]
     means: dict[Measure, Interval]
     differences: dict[Measure, Interval]
+    detection: dict[str, Interval] = Field(default_factory=dict)
+    detection_differences: dict[str, Interval] = Field(default_factory=dict)
 
 
 class Study(Record):

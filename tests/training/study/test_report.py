@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.study.synthetic import by_size, compared, configuration, grid, run, study
+from tests.training.study.synthetic import by_size, compared, configuration, detecting, grid, run, study
 from training.study import page
 from training.study.conclusions import conclusions
 from training.study.schema import Failure, Study
@@ -148,6 +148,12 @@ class TestPage:
     def test_variance_shift_by_layer(self, tmp_path: Path) -> None:
         made = study([configuration("bn")], [run("bn", 0, shift={"layers.3": 0.8123})])
         assert "layers.3: 0.812" in written(made, tmp_path)
+
+    def test_detection_by_set(self, tmp_path: Path) -> None:
+        text = written(detecting(), tmp_path)
+        assert '<th scope="col">uniform noise</th>' in text
+        assert '<span class="best" title="better than the baseline">0.9510 ★</span></td><td>0.9000</td>' in text
+        assert "Images out of distribution" not in written(compared(0.1), tmp_path)
 
     def test_figures_of_an_earlier_study_do_not_stay(self, tmp_path: Path) -> None:
         page.write(grid(), tmp_path)

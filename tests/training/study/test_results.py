@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.training.study.synthetic import compared, configuration, run, study
+from tests.training.study.synthetic import compared, configuration, detecting, run, study
 from training.study import markdown, results
 from training.study.schema import Failure
 
@@ -75,6 +75,23 @@ def test_the_markdown_table_marks_what_is_told_apart() -> None:
         "| other | 82.00 | **+2.00 ± 0.25** | 0.5001 | +0.0001 ± 0.0025 | 0.0300 | 0.4501 | 0.0200 |"
     )
     assert lines[5].startswith("- Test accuracy better than the baseline's")
+
+
+def test_detection_is_compared_set_by_set() -> None:
+    made = detecting()
+    plain, other, third = made.results
+    assert plain.detection["letters"].mean == pytest.approx(0.85)
+    assert plain.detection_differences == third.detection == third.detection_differences == {}
+    apart = other.detection_differences["letters"]
+    assert apart.mean == pytest.approx(0.101)
+    assert apart.low == pytest.approx(0.101 - 4.3027 * 0.001 / 3**0.5, abs=1e-6)
+    lines = markdown.summary(made).splitlines()
+    start = lines.index("| configuration | letters | uniform noise |")
+    assert lines[start + 2 : start + 5] == [
+        "| plain | 0.8500 | 0.9000 |", "| other | **0.9510** | 0.9000 |", "| third |  |  |",
+    ]  # fmt: skip
+    assert "- AUROC of letters by mutual information better than the baseline's: other (+0.1010)." in lines
+    assert not any("uniform noise by mutual" in line for line in lines)
 
 
 def test_the_table_has_a_line_for_each_run() -> None:
