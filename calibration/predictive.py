@@ -136,7 +136,8 @@ class PredictiveDistribution:
         :attr:`mutual_information_jackknife`.
         """
         joint = self._joint
-        independent = joint.sum(-1, keepdim=True) * self.mean
+        # Where it underflows, the joint probability is next to nothing.
+        independent = _positive(joint.sum(-1, keepdim=True) * self.mean)
         divergence: Tensor = (torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum(-1)
         return divergence.mean(0).clamp_min(0)
 
@@ -204,7 +205,7 @@ class PredictiveDistribution:
         ``ValueError`` unless 0 < level < 1.
         """
         _check_level(level)
-        weights = self._joint.sum(-1, keepdim=True)
+        weights = _positive(self._joint.sum(-1, keepdim=True))
         ordered, order = (self._joint / weights).sort(0)
         shares = (weights / self.samples).expand_as(ordered).gather(0, order).cumsum(0)
         lower, upper = (

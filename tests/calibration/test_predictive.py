@@ -96,18 +96,26 @@ def test_tempering_probabilities_is_dividing_logits(temperature: float, seed: in
     torch.testing.assert_close(temper(logits.softmax(-1), temperature), (logits / temperature).softmax(-1))
 
 
-def test_underflowing_probabilities_stay_finite() -> None:
-    logits = torch.tensor([[[500.0, 0.0, -500.0]], [[400.0, 0.0, -300.0]]])
-    for temperature in (0.1, 1.0, 5.0):
-        distribution = PredictiveDistribution.from_logits(logits, temperature)
-        for value in (
-            distribution.mean, distribution.predictive_entropy, distribution.expected_entropy,
-            distribution.mutual_information, distribution.standard_error,
-        ):  # fmt: skip
-            assert value.isfinite().all()
-        torch.testing.assert_close(
-            distribution.predictive_entropy, distribution.expected_entropy + distribution.mutual_information
-        )
+@pytest.mark.parametrize("members", [
+    [[500.0, 0.0, -500.0], [400.0, 0.0, -300.0]],
+    # One of many dissents, by as much.
+    [[500.0, 0.0, -500.0]] * 63 + [[0.0, 5.0, 500.0]],
+    [[5.0, 4.0, 0.0]] * 255 + [[0.0, 0.0, 30.0]],
+])  # fmt: skip
+@pytest.mark.parametrize("temperature", [0.05, 0.119, 1.0, 5.0])
+def test_underflowing_probabilities_stay_finite(members: list[list[float]], temperature: float) -> None:
+    distribution = PredictiveDistribution.from_logits(torch.tensor(members).unsqueeze(1), temperature)
+    for value in (
+        distribution.mean, distribution.predictive_entropy, distribution.expected_entropy,
+        distribution.mutual_information, distribution.standard_error, *distribution.credible_interval(),
+    ):  # fmt: skip
+        assert value.isfinite().all()
+    assert 0 <= distribution.mutual_information.item() <= math.log(3)
+    torch.testing.assert_close(
+        distribution.predictive_entropy, distribution.expected_entropy + distribution.mutual_information
+    )
+    low, high = distribution.credible_interval()
+    assert ((low >= 0) & (low <= high) & (high <= 1)).all()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
