@@ -63,7 +63,10 @@ def fit_command(
     """
     bundle = bundles.load(bundle_name, calibrated=False)
     images, trained_on = calibration_images(bundle, data_path, train_data)
-    calibration, scores = calibrate_with_progress(bundle, images, trained_on, Sampling(samples, seed, design))
+    calibration, scores = calibrate_with_progress(
+        bundle, images, trained_on, Sampling(samples, seed, design),
+        on_no_density=lambda reason: click.echo(f"Warning: no novelty: {reason}", err=True),
+    )  # fmt: skip
     bundles.save_calibration(bundle, calibration, scores)
     for name, record in calibration.strategies.items():
         click.echo(

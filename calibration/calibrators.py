@@ -18,9 +18,10 @@ from calibration.predictive import PredictiveSummary
 from calibration.scaling import FittedScaling, fit_scaling
 from calibration.sites import UnsupportedNetworkError
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED
-from models.bundle import Bundle, CalibrationScores, FeatureDensity, StrategyScores, software_versions
+from models.bundle import Bundle, CalibrationScores, StrategyScores, software_versions
 from models.records import CONFORMAL_METHODS, Calibration, MaskDesign, StrategyCalibration
 from training.data import LabelledImages
+from training.own_images import digest
 
 __all__ = ["TARGET_ERRORS", "calibrate", "calibrate_strategy", "halves"]
 
@@ -43,12 +44,15 @@ def calibrate(
     seed: int = DEFAULT_SEED,
     design: MaskDesign = DEFAULT_DESIGN,
     on_strategy: Callable[[str], None] = lambda _: None,
+    on_no_density: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, CalibrationScores]:
     """Calibrate every strategy that the bundle's network allows, on ``images``; and fit the density of the features of
-    the images that it was trained on, if ``train`` are given and the network has such features.
+    the images that it was trained on, if ``train`` are given and the network has such features: if not,
+    ``on_no_density`` is told why.
 
     ``on_strategy`` is told the name of each strategy done. ``images`` must be the bundle's own calibration split:
-    those of :func:`training.data.load` for the split seed in its card. They must be in random order.
+    those of :func:`training.data.load` for the split seed in its card, or for a network that was trained elsewhere
+    those of :func:`training.own_images.read_labelled`. They must be in random order.
     """
     for_temperature, for_thresholds = halves(images)
     inputs = bundle.prepare(for_temperature.pixels), bundle.prepare(for_thresholds.pixels)
@@ -63,6 +67,7 @@ def calibrate(
         on_strategy(name)
     calibration = Calibration(
         weights_sha256=bundle.card.weights_sha256,
+        images_sha256=digest(images) if bundle.card.data is None else "",
         images=len(images),
         samples=samples,
         seed=seed,
@@ -70,16 +75,13 @@ def calibrate(
         strategies=records,
         versions=software_versions(),
     )
-    return calibration, CalibrationScores(for_thresholds.labels, scores, _density(bundle, train, images))
-
-
-def _density(bundle: Bundle, train: LabelledImages | None, images: LabelledImages) -> FeatureDensity | None:
-    if train is None:
-        return None
-    try:
-        return fit_density(bundle, train, images)
-    except UnsupportedNetworkError:
-        return None
+    density = None
+    if train is not None:
+        try:
+            density = fit_density(bundle, train, images)
+        except UnsupportedNetworkError as error:
+            on_no_density(str(error))
+    return calibration, CalibrationScores(for_thresholds.labels, scores, density)
 
 
 def calibrate_strategy(

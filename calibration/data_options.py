@@ -90,8 +90,12 @@ def calibration_images(
                 f"{bundle.card.name} was trained elsewhere: name labelled images for its calibration with --data",
                 click.get_current_context(),
             )
-        trained_on = None if train is None else own_images.read_labelled(train, bundle.card)[0]
-        return own_images.read_labelled(path, bundle.card)[0], trained_on
+        images, _ = own_images.read_labelled(path, bundle.card)
+        if train is None:
+            return images, None
+        trained_on, _ = own_images.read_labelled(train, bundle.card)
+        material.check_apart((path, images), (train, trained_on))
+        return images, trained_on
     _refuse_own_images(bundle.card.name, path, train)
     splits = _splits(bundle, path)
     return splits.calibration, splits.train

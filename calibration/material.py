@@ -5,24 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from calibration.calibrators import halves
-from calibration.conformal import image_uniforms
 from models.bundle import Bundle
 from models.records import Card, InputRecord
 from training import data, outliers, own_images
 from training.data import DataError, FashionMNISTSplits, LabelledImages
 
-__all__ = ["LEAST_IMAGES", "Material", "check_calibrated_on", "fashion", "own"]
+__all__ = ["Material", "check_apart", "check_calibrated_on", "fashion", "own"]
 
-LEAST_IMAGES = 100
-"""Of the images measured on, and of those for temperatures: with fewer, intervals say nothing."""
 SHARED = 0.01
-"""Fraction of the test images that may be among the calibration images: data may hold some images twice."""
+"""Fraction of the smaller of two sets of images that may be in the other too: data may hold some images twice."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +70,12 @@ def own(
     labels. Noise with the calibration images' mean and deviation is added. ``images`` as for :func:`fashion`, of the
     test images in random order.
 
-    Raises :class:`~training.data.DataError` if something can't be read, for fewer than :data:`LEAST_IMAGES`, and if
-    test images are among the calibration images.
+    Raises :class:`~training.data.DataError` if something can't be read, and if images of one set are in another.
     """
     tested, names = own_images.read_labelled(test, card)
     for_calibration, _ = own_images.read_labelled(calibration, card)
-    for path, found in ((test, tested), (calibration, for_calibration)):
-        if len(found) < LEAST_IMAGES:
-            raise DataError(f"{path} holds {len(found)} images; at least {LEAST_IMAGES} are needed to measure anything")
-    _check_apart(tested, for_calibration, test, calibration)
+    trained = None if train is None else own_images.read_labelled(train, card)[0]
+    check_apart((test, tested), (calibration, for_calibration), *([(train, trained)] if train and trained else []))
     pixels = for_calibration.pixels.float()
     noise = outliers.noise_sets(
         card.input, float(pixels.mean()), float(pixels.std()), dtype=tested.pixels.dtype,
@@ -94,31 +87,31 @@ def own(
     return Material(
         title=f"images of {test.name}", inputs=card.input, test=tested[slice(images)], names=names[:images],
         calibration=for_calibration,
-        train=None if train is None else own_images.read_labelled(train, card)[0],
+        train=trained,
         outliers=_cut(_read_foreign(foreign, card.input, noise) | noise, images), missing=missing, splits=None,
     )  # fmt: skip
 
 
 def check_calibrated_on(bundle: Bundle, images: LabelledImages) -> None:
     """Raise :class:`~training.data.DataError` if ``bundle`` is calibrated, and was on other images than these."""
-    if bundle.calibration is None or bundle.scores is None:
-        return
-    _, for_thresholds = halves(images)
-    if bundle.calibration.images != len(images) or not bundle.scores.labels.equal(for_thresholds.labels):
+    if bundle.calibration is not None and bundle.calibration.images_sha256 != own_images.digest(images):
         raise DataError(
             f"{bundle.card.name} was calibrated on {bundle.calibration.images} other images than the {len(images)} for "
             "calibration: name those, or calibrate it on these with `python -m calibration fit`"
         )
 
 
-def _check_apart(test: LabelledImages, calibration: LabelledImages, *paths: Path) -> None:
-    # What is hashed is an image's content.
-    shared = int(torch.isin(image_uniforms(test.pixels), image_uniforms(calibration.pixels)).sum())
-    if shared > SHARED * len(test):
-        raise DataError(
-            f"{shared} of the {len(test)} images in {paths[0]} are in {paths[1]} too: what is measured on images that "
-            "it was calibrated on says nothing of others. Put each image into one of the two"
-        )
+def check_apart(*sets: tuple[Path, LabelledImages]) -> None:
+    """Raise :class:`~training.data.DataError` if images of one set are in another; each with where it was read from."""
+    hashes = [(path, own_images.content_hashes(images.pixels)) for path, images in sets]
+    for (first, own), (second, others) in combinations(hashes, 2):
+        known = set(others)
+        shared = sum(each in known for each in own)
+        if shared > SHARED * min(len(own), len(others)):
+            raise DataError(
+                f"{shared} of the {len(own)} images in {first} are in {second} too: what is learnt from images says "
+                "nothing of others if it is measured on them. Put each image into one of the two"
+            )
 
 
 def _read_foreign(paths: Sequence[Path], inputs: InputRecord, taken: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -112,7 +112,10 @@ def _subject(bundle: bundles.Bundle, material: Material, ensembles: Path) -> cal
     if bundle.calibration is not None and bundle.scores is not None:
         calibration, scores = bundle.calibration, bundle.scores
     else:
-        calibration, scores = calibrate_with_progress(bundle, material.calibration, material.train)
+        calibration, scores = calibrate_with_progress(
+            bundle, material.calibration, material.train,
+            on_no_density=lambda reason: material.missing.update({f"novelty of {bundle.card.name}": reason}),
+        )  # fmt: skip
     folder = ensembles / bundle.card.name
     members = bundling.load_ensemble(folder, bundle.card)
     if len(members) < 2:

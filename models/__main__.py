@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from models import bundle
 from models.command_line import NumberList, run
 from models.networks import own
 from models.records import InputRecord, first_fault
-from training.options import Argument
+from training.options import Argument, network_option
 
 
 class _Commands(click.Group):
@@ -32,6 +33,7 @@ def main() -> None:
 
 @main.command("verify")
 @click.argument("bundle_name", metavar="BUNDLE")
+@network_option
 def verify_command(*, bundle_name: str) -> None:
     """Verify BUNDLE, the name of one that ships or a folder, and say what it is."""
     loaded = bundle.load(bundle_name)
@@ -72,13 +74,19 @@ def verify_command(*, bundle_name: str) -> None:
 )
 @click.option("--mean", type=NumberList(float), default="0", show_default=True, help="Taken from pixel / maximum.")
 @click.option("--std", type=NumberList(float), default="1", show_default=True, help="Divides what is left.")
+@click.option(
+    "--light-on-dark",
+    is_flag=True,
+    help="The network knows grey pictures of light things on dark: those with a light border are inverted.",
+)
 @click.option("--name", help="The bundle's name.  [default: the folder's]")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the new bundle."
 )
 def import_command(
     *, network_name: str, weights: Path, arguments: tuple[tuple[str, Any], ...], classes: str, shape: tuple[int, ...],
-    outputs: Any, maximum: float, mean: tuple[float, ...], std: tuple[float, ...], name: str | None, out: Path,
+    outputs: Any, maximum: float, mean: tuple[float, ...], std: tuple[float, ...], light_on_dark: bool,
+    name: str | None, out: Path,
 ) -> None:  # fmt: skip
     """Make a bundle of a network that was trained elsewhere.
 
@@ -90,11 +98,13 @@ def import_command(
     from calibration.importing import ImportFailedError, import_network  # noqa: PLC0415
     from calibration.sites import NoActiveDropoutError, UnsupportedNetworkError  # noqa: PLC0415
 
-    listed = Path(classes).read_text().splitlines() if Path(classes).is_file() else classes.split(",")
+    listed = _class_names(classes)
     try:
-        inputs = InputRecord(shape=shape, mean=_one_or_all(mean), std=_one_or_all(std), maximum=maximum)
+        inputs = InputRecord(
+            shape=shape, mean=_one_or_all(mean), std=_one_or_all(std), maximum=maximum, light_on_dark=light_on_dark
+        )
         made, layers = import_network(
-            network_name, weights, out, arguments=dict(arguments), classes=[each.strip() for each in listed],
+            network_name, weights, out, arguments=dict(arguments), classes=listed,
             inputs=inputs, outputs=outputs, bundle_name=name or out.absolute().name,
         )  # fmt: skip
     except ValidationError as error:
@@ -109,6 +119,17 @@ def import_command(
     click.echo(
         f"Wrote {out}, version {made.version}. Calibrate it: python -m calibration fit {out}{trust} --data IMAGES"
     )
+
+
+def _class_names(given: str) -> list[str]:
+    """Those in the file of that name, if it is one; else those that are listed."""
+    try:
+        listed = Path(given).read_text("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{given} is not written in UTF-8: {error}", param_hint="'--classes'") from error
+    except OSError:  # No file, or a list that is too long to be the name of one.
+        listed = given.split(",")
+    return [unicodedata.normalize("NFC", name.strip()) for name in listed]
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:

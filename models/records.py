@@ -58,8 +58,11 @@ class Record(BaseModel):
 def first_fault(error: ValidationError, depth: int = 0) -> str:
     """The first thing that is wrong with what a record was made from, in one line; its place from ``depth`` on."""
     fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"][depth:])
+    if not place:  # Of the whole, which the message names what is wrong with.
+        return fault["msg"].removeprefix("Value error, ")
     given = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
-    return f"{'.'.join(str(part) for part in fault['loc'][depth:])}: {fault['msg']}{given}"
+    return f"{place}: {fault['msg']}{given}"
 
 
 class NetworkRecord(Record):
@@ -76,20 +79,24 @@ def _left_out(default: Any) -> Any:
     return Field(default=default, exclude_if=lambda value: value == default)
 
 
-Size = Annotated[int, Field(ge=1, le=4096)]
+MAX_VALUES = 1 << 24
+"""Of one image."""
+Size = Annotated[int, Field(ge=1, le=MAX_VALUES)]
 
 
 class InputRecord(Record):
     """How pixels in 0..``maximum`` become the network's input: ``(pixel / maximum - mean) / std``.
 
     ``shape`` is that of one image, without the batch: height and width; channels, height and width; or the length of a
-    vector. ``mean`` and ``std`` are one number for all pixels, or one for each channel.
+    vector. ``mean`` and ``std`` are one number for all pixels, or one for each channel. ``light_on_dark`` is what grey
+    pictures show: one whose border is light is inverted then.
     """
 
     shape: tuple[Size, ...] = Field(default=(28, 28), min_length=1, max_length=3)
     mean: float | tuple[float, ...] = 0.5
     std: float | tuple[float, ...] = 0.5
     maximum: Annotated[float, Field(gt=0)] = _left_out(255.0)
+    light_on_dark: bool = _left_out(True)
 
     @field_validator("shape", "mean", "std", mode="before")
     @classmethod
@@ -102,6 +109,13 @@ class InputRecord(Record):
         if not all(value > 0 for value in (std if isinstance(std, tuple) else (std,))):
             raise ValueError("must be greater than 0")
         return std
+
+    @field_validator("shape")
+    @classmethod
+    def _bounded(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if math.prod(shape) > MAX_VALUES:
+            raise ValueError(f"must have at most {MAX_VALUES:,} values")
+        return shape
 
     @model_validator(mode="after")
     def _channels(self) -> InputRecord:
@@ -249,6 +263,16 @@ class Card(Record):
     def _tuple(cls, classes: object) -> object:
         return tuple(classes) if isinstance(classes, list) else classes
 
+    @field_validator("classes")
+    @classmethod
+    def _told_apart(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        for place, name in enumerate(classes):
+            if not name.strip():
+                raise ValueError(f"the name of class {place} is empty")
+            if name in classes[:place]:
+                raise ValueError(f"two classes are named {name!r}")
+        return classes
+
 
 class Scaling(Record):
     """A temperature, and what it is applied to.
@@ -303,12 +327,13 @@ class Calibration(Record):
     """How far to trust the network: what was fitted, on which images, with which sub-networks.
 
     ``scores_sha256`` is the checksum of the file with the :class:`~models.bundle.CalibrationScores`, filled in when
-    both are saved.
+    both are saved; ``images_sha256`` that of images of one's own, by which they are known again.
     """
 
     format: int = CALIBRATION_FORMAT
     weights_sha256: str
     scores_sha256: str = ""
+    images_sha256: str = _left_out("")
     images: int
     samples: int
     seed: int

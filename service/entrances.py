@@ -104,7 +104,8 @@ def _decode_picture(incoming: Incoming, inputs: Inputs) -> Asked:
     options = ImageOptions.model_validate(_query(incoming))
     wanted = inputs.of(options.model)
     try:
-        picture = pictures.decode(incoming.body, options.invert, wanted.shape)
+        invert = "false" if options.invert == "auto" and not wanted.light_on_dark else options.invert
+        picture = pictures.decode(incoming.body, invert, wanted.shape)
     except pictures.PictureError as error:
         raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
     pixels = picture[np.newaxis].astype(np.float32)

@@ -61,6 +61,7 @@ def _instances(inputs: InputRecord) -> Any:
     pixel = Annotated[float, Field(ge=0, le=inputs.maximum, allow_inf_nan=False)]
     instance = _list_of(pixel, inputs.pixels)
     described = f"{inputs.pixels} pixel values"
+    shown = ", white on black" if inputs.light_on_dark else ""
     if len(inputs.shape) > 1:
         rows: Any = pixel
         for length in reversed(inputs.shape):
@@ -75,7 +76,7 @@ def _instances(inputs: InputRecord) -> Any:
             min_length=1,
             max_length=MAX_INSTANCES,
             fail_fast=True,
-            description=f"Images, each as {described}, in 0..{inputs.maximum:g}, white on black if they are grey.",
+            description=f"Images, each as {described}, in 0..{inputs.maximum:g}{shown}.",
         ),
     ]
 
@@ -202,5 +203,6 @@ class ImageOptions(QueryOptions):
 
     invert: Literal["auto", "true", "false"] = Field(
         default="auto",
-        description="Turn dark on light into light on dark, which the model knows. auto: if the border is light.",
+        description="Turn dark on light into light on dark, or the reverse. auto: if the border is light, and light on "
+        "dark is what the model knows.",
     )

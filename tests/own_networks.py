@@ -59,3 +59,29 @@ def no_network() -> str:
 
 def broken() -> nn.Module:
     raise RuntimeError("it has no time")
+
+
+class InPlace(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest = digits()
+
+    def forward(self, images: Tensor) -> Tensor:
+        images -= 0.5
+        logits: Tensor = self.rest(images)
+        return logits
+
+
+def softmaxed(logarithm: bool = False) -> nn.Module:
+    """Gives probabilities, or their logarithms."""
+    return nn.Sequential(digits(), nn.LogSoftmax(1) if logarithm else nn.Softmax(1))
+
+
+def double() -> nn.Module:
+    return digits().double()
+
+
+def one_logit() -> nn.Module:
+    return nn.Sequential(digits(), nn.Linear(10, 1))

@@ -82,10 +82,11 @@ def noise_sets(
     seed: int = 0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """``uniform_noise``, ``gaussian_noise`` and ``constant`` of :func:`load_outliers` for the images of another
-    network: ``[N, *shape]`` of ``dtype``, uint8 or float32, in 0..its maximum. ``mean`` and ``sd`` are those of the
-    pixels of its own images; ``images`` the number in the first two sets."""
+    network: ``[N, *shape]`` of ``dtype``, uint8 or float32, in 0..its maximum, or as far as the type reaches. ``mean``
+    and ``sd`` are those of the pixels of its own images; ``images`` the number in the first two sets."""
     random = np.random.default_rng(seed)
-    shape, maximum, whole = (images, *inputs.shape), inputs.maximum, dtype == torch.uint8
+    whole = dtype == torch.uint8
+    shape, maximum = (images, *inputs.shape), min(inputs.maximum, 255) if whole else inputs.maximum
     if whole:
         uniform = torch.from_numpy(random.integers(0, int(maximum) + 1, shape, dtype=np.uint8))
     else:

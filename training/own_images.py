@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,8 +21,10 @@ from models.pictures import PictureError, decode
 from models.records import Card, InputRecord
 from training.data import DataError, LabelledImages
 
-__all__ = ["OwnImages", "checked_pixels", "read", "read_labelled"]
+__all__ = ["LEAST_LABELLED", "OwnImages", "checked_pixels", "content_hashes", "digest", "read", "read_labelled"]
 
+LEAST_LABELLED = 100
+"""With fewer, neither a temperature nor an interval says anything."""
 HOW_TO_SAVE = "save them with np.savez(file, images=pixels, labels=class_indices), labels being optional"
 
 
@@ -48,9 +53,9 @@ def read(
 ) -> OwnImages:
     """The images in ``path``, in the order of their names or in that of the file.
 
-    A folder holds pictures (PNG, JPEG, WebP, BMP) of dark things on a light background or the reverse; hidden files
-    are passed over. They may lie in one subfolder for each class, named as in ``classes`` with "-" or "_" in the place
-    of "/", which labels them. They become arrays of the shape of ``inputs``; see :func:`models.pictures.decode`.
+    A folder holds pictures (PNG, JPEG, WebP, BMP); hidden files are passed over. They may lie in one subfolder for each
+    class, named as in ``classes``, where "-" or "_" may stand for "/", which labels them. They become arrays of the
+    shape of ``inputs``, those with a light border inverted if it says so; see :func:`models.pictures.decode`.
     ``on_pictures`` is told how many are decoded, and of how many.
 
     An .npz file holds ``images``, or a single array of any name, as :func:`checked_pixels` takes them; and ``labels``
@@ -66,9 +71,11 @@ def read(
 
 
 def read_labelled(path: Path, card: Card) -> tuple[LabelledImages, tuple[str, ...]]:
-    """The images in ``path``, which must have labels, in a random order that is always the same; and their names.
+    """The images in ``path``, which must have labels, in an order that is as good as random and that theirs in ``path``
+    has no part in; and their names.
 
-    Raises what :func:`read` raises, and :class:`~training.data.DataError` if there are no labels.
+    Raises what :func:`read` raises, and :class:`~training.data.DataError` if there are no labels, or fewer than
+    :data:`LEAST_LABELLED` images.
     """
     images = read(path, card.classes, card.input)
     if images.labels is None:
@@ -76,14 +83,34 @@ def read_labelled(path: Path, card: Card) -> tuple[LabelledImages, tuple[str, ..
             f"{path} holds images without labels: put pictures into one subfolder for each class, or an array `labels` "
             "into the .npz file"
         )
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
+    if len(images) < LEAST_LABELLED:
+        raise DataError(f"{path} holds {len(images)} images; at least {LEAST_LABELLED} are needed to learn anything")
+    hashes = content_hashes(images.pixels)
+    order = sorted(range(len(images)), key=hashes.__getitem__)
     return LabelledImages(images.pixels[order], images.labels[order]), tuple(images.names[index] for index in order)
+
+
+def content_hashes(pixels: Tensor) -> list[bytes]:
+    """Of the content of each of ``pixels`` ``[N, *shape]``, as float32."""
+    # Another hash than that of conformal prediction, whose values must not depend on the order.
+    return [
+        hashlib.blake2b(
+            image.float().numpy().astype("<f4", copy=False).tobytes(), digest_size=16, person=b"order"
+        ).digest()
+        for image in pixels
+    ]
+
+
+def digest(images: LabelledImages) -> str:
+    """SHA-256 of the images, whatever their type, and their labels, in their order."""
+    labels = images.labels.numpy().astype("<i8", copy=False).tobytes()
+    return hashlib.sha256(b"".join(content_hashes(images.pixels)) + labels).hexdigest()
 
 
 def _read_folder(
     folder: Path, classes: Sequence[str] | None, inputs: InputRecord, on_pictures: Callable[[int, int], None]
 ) -> OwnImages:
-    entries = _visible(folder)
+    entries = _visible(folder, () if classes is None else _folders(classes))
     subfolders = [entry for entry in entries if entry.is_dir()]
     if subfolders and len(subfolders) < len(entries):
         loose = next(entry for entry in entries if not entry.is_dir())
@@ -104,8 +131,9 @@ def _read_folder(
     return OwnImages(tuple(names), found if inputs.maximum == 255 else found.float() * (inputs.maximum / 255), labels)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _visible(folder: Path, besides: Collection[str] = ()) -> list[Path]:
+    """What is in ``folder`` but for what is hidden, unless it is ``besides``."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") or entry.name in besides)
 
 
 def _by_class(subfolders: Sequence[Path], classes: Sequence[str] | None) -> tuple[list[Path], Tensor | None]:
@@ -119,19 +147,28 @@ def _by_class(subfolders: Sequence[Path], classes: Sequence[str] | None) -> tupl
     return files, None if classes is None else torch.tensor(labels)
 
 
+def _folders(classes: Sequence[str]) -> dict[str, int]:
+    """The class of each name that a folder may have; a class's own name before what another's could be written as."""
+    written = {name.replace("/", sign): index for sign in "_-" for index, name in reversed(list(enumerate(classes)))}
+    return {
+        unicodedata.normalize("NFC", name): index for name, index in [*written.items(), *zip(classes, count())]
+    }  # fmt: skip
+
+
 def _class_index(folder: Path, classes: Sequence[str]) -> int:
-    for index, name in enumerate(classes):
-        if folder.name in (name, name.replace("/", "-"), name.replace("/", "_")):
-            return index
-    known = ", ".join(name.replace("/", "-") for name in classes)
-    raise DataError(f"the folder {folder} is not named after a class; rename it to one of {known}")
+    # Some systems write an accent as a sign of its own.
+    found = _folders(classes).get(unicodedata.normalize("NFC", folder.name))
+    if found is None:
+        known = ", ".join(name.replace("/", "-") for name in classes)
+        raise DataError(f"the folder {folder} is not named after a class; rename it to one of {known}")
+    return found
 
 
 def _decode(file: Path, inputs: InputRecord) -> NDArray[np.uint8]:
     if not file.is_file():
         raise DataError(f"{file} is not a file; move it elsewhere")
     try:
-        return decode(file.read_bytes(), "auto", inputs.shape)
+        return decode(file.read_bytes(), "auto" if inputs.light_on_dark else "false", inputs.shape)
     except PictureError as error:
         raise DataError(f"{file}: {error}. Mend it, or move it elsewhere") from error
 

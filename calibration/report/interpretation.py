@@ -15,6 +15,7 @@ from calibration.enumeration import enumerate_subnetworks
 from calibration.masks import DESIGNS
 from calibration.report.cache import PredictionCache, digest
 from calibration.report.evaluate import estimate, first_from_which_on
+from calibration.report.predictions import identity
 from calibration.report.schema import EnumerationError, EnumerationSection, InterpretationSection, Quantiles, SizeRow
 from calibration.scaling import best_temperature
 from calibration.subnetworks import SubnetworkEnsemble
@@ -46,7 +47,7 @@ def interpretation(
     """The chapter's figures for one bundle. ``on_images`` is told of images done, ``test`` and ``for_temperature``."""
     shape = bundle.card.input.shape
     ensemble = SubnetworkEnsemble(bundle.network, shape, samples=SUBNETWORKS, seed=SEED, design="independent")
-    key = {"weights": bundle.card.weights_sha256, "card": bundle.card.model_dump(mode="json"), "of": "interpretation"}
+    key = {"network": identity(bundle), "of": "interpretation"}
 
     def fitted() -> dict[str, Tensor]:
         return {"temperatures": _temperatures(ensemble, bundle, for_temperature, on_images)}

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -16,16 +17,19 @@ from calibration.predictive import UNSCALED, PredictiveSummary
 from calibration.report.cache import PredictionCache, digest
 from calibration.report.schema import Cost
 from calibration.scaling import FittedScaling, best_temperature, fit_scaling
+from calibration.sites import probe_images
 from calibration.strategies import Strategy
 from models.bundle import Bundle
+from models.networks import own
 from models.records import MaskDesign, PoolingOrder, Scaling
 from training.data import LabelledImages
 
-__all__ = ["DEEP_ENSEMBLE", "Predictions", "Way"]
+__all__ = ["DEEP_ENSEMBLE", "Predictions", "Way", "identity"]
 
 DEEP_ENSEMBLE = "deep_ensemble"
 TIMED_IMAGES = 256
 TIMED_RUNS = 9
+PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Predictions:
     cache: PredictionCache
     on_images: Callable[[int], None]
     _built: dict[Way, Strategy] = field(default_factory=dict)
+    _identities: dict[Path, list[object]] = field(default_factory=dict)
 
     def strategy(self, way: Way) -> Strategy:
         """The strategy, built once."""
@@ -128,12 +133,25 @@ class Predictions:
 
     def _key(self, way: Way) -> dict[str, object]:
         bundles = self.ensemble if way.strategy == DEEP_ENSEMBLE else [self.bundle]
-        return {"way": vars(way), "networks": [_identity(bundle) for bundle in bundles]}
+        for bundle in bundles:
+            if bundle.path not in self._identities:
+                self._identities[bundle.path] = identity(bundle)
+        return {"way": vars(way), "networks": [self._identities[bundle.path] for bundle in bundles]}
 
 
 ORDERS: tuple[PoolingOrder, ...] = get_args(PoolingOrder)
 
 
-def _identity(bundle: Bundle) -> list[object]:
-    card = bundle.card
-    return [card.weights_sha256, card.network.model_dump(mode="json"), card.input.model_dump(mode="json")]
+def identity(bundle: Bundle) -> list[object]:
+    """What predictions of the bundle's network depend on, as JSON."""
+    card, shape = bundle.card, bundle.card.input.shape
+    found: list[object] = [
+        card.weights_sha256, card.network.model_dump(mode="json"), card.input.model_dump(mode="json")
+    ]  # fmt: skip
+    if own.is_own(card.network.name):
+        # The user's code is no part of the cache's key; what it computes is, sub-networks included.
+        images = probe_images(bundle.network, shape, PROBES)
+        found.append(digest(strategies.weight_scaling(bundle.network).logits(images)))
+        if strategies.applicable(bundle.network, shape) != ("weight_scaling",):
+            found.append(digest(strategies.build("mc_dropout", bundle.network, shape, samples=2).logits(images)))
+    return found

@@ -19,6 +19,8 @@ __all__ = ["ENVIRONMENT_VARIABLE", "build", "is_own", "trust", "trusted"]
 
 ENVIRONMENT_VARIABLE = "DROPOUT_NETWORKS"
 """Names that may be imported, separated by commas; processes that are started inherit it."""
+TAKEN = ("models", "training", "calibration", "service")
+"""Names of packages that are this project's."""
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -44,18 +46,23 @@ def build(name: str, arguments: Mapping[str, Any], seed: int) -> nn.Module:
     """
     if name not in trusted():
         raise ValueError(
-            f"the network {name} is code of its own, which loading would run; if you trust it, name it in the "
-            f"environment: {ENVIRONMENT_VARIABLE}={name}"
+            f"the network {name} is code of its own, which loading would run; if you trust it, name it with --network "
+            f"{name}, or in the environment: {ENVIRONMENT_VARIABLE}={name}"
         )
     module, _, path = name.partition(":")
     try:
         factory: Any = importlib.import_module(module)
         for part in path.split("."):
             factory = getattr(factory, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{name} can't be imported: {error}. Its package must be installed, or lie in a folder in PYTHONPATH"
-        ) from error
+    except Exception as error:  # It is the user's code.
+        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        package = module.partition(".")[0]
+        remedy = (
+            f"{package} is a package of this project; give yours another name"
+            if package in TAKEN
+            else "Its package must be installed, or lie in a folder in PYTHONPATH"
+        )
+        raise ValueError(f"{name} can't be imported: {what}. {remedy}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

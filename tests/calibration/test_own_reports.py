@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from models import bundle
 from models.records import InputRecord
 from tests import own_networks
 from tests.calibration.own_bundles import DIGITS, imported, saved, write_digits
-from tests.command_line import refused, run
+from tests.command_line import ROOT, refused, run
 from tests.conftest import write_bundle
-from training import shifts
+from training import own_images, shifts
 from training.bundling import member_folder
 
 pytestmark = pytest.mark.usefixtures("nothing_trusted")
@@ -93,10 +94,9 @@ def test_its_figures_are_recomputed(report: dict[str, Any], mine: bundle.Bundle,
 
 
 def test_its_shifts_are_to_scale(report: dict[str, Any], mine: bundle.Bundle, trained: Path) -> None:
-    test = np.load(trained / "test.npz")
-    # In the command's order what is random would fall on other images.
-    order = np.random.default_rng(0).permutation(397)
-    pixels, labels = torch.from_numpy(test["images"][order]), torch.from_numpy(test["labels"][order])
+    # In another order what is random would fall on other images.
+    found, _ = own_images.read_labelled(trained / "test.npz", mine.card)
+    pixels, labels = found.pixels, found.labels
     rows = {
         (row["shift"], row["severity"], row["amount"]): row
         for row in report["models"][0]["shifts"]
@@ -108,8 +108,8 @@ def test_its_shifts_are_to_scale(report: dict[str, Any], mine: bundle.Bundle, tr
         (("occlusion", 2, 10.0), shifts.occlude(pixels, 10, 0)),
         (("turned", 0, 30.0), shifts.rotate(pixels, 30)),
     ):
-        found = predict(mine, shifted, strategy="weight_scaling")
-        assert rows[key]["accuracy"] == pytest.approx(float((found.mean.argmax(1) == labels).double().mean()), abs=3e-3)
+        mean = predict(mine, shifted, strategy="weight_scaling").mean
+        assert rows[key]["accuracy"] == pytest.approx(float((mean.argmax(1) == labels).double().mean()), abs=3e-3)
 
 
 def test_its_outliers_are_noise_of_its_own_range_and_the_users(
@@ -236,7 +236,7 @@ def data(place: Path, trained: Path) -> dict[str, Path]:
     ("few", "calibration", None, "few.npz holds 99 images; at least 100 are needed"),
     ("unlabelled", "calibration", None, "unlabelled.npz holds images without labels"),
     ("overlap", "calibration", None, "10 of the 210 images in"),
-    ("test", "overlap", None, "in .*overlap.npz too: what is measured"),
+    ("test", "overlap", None, "200 of the 397 images in .*overlap.npz too: what is learnt"),
     ("calibration", "test", None, "mine was calibrated on 400 other images than the 397 for calibration"),
     ("test", "calibration", "test", "would be a second set named 'test'"),
 ])  # fmt: skip
@@ -250,6 +250,51 @@ def test_data_that_does_not_fit_is_refused(
     code = 2 if None in {test, calibration} else 1
     assert re.search(message, refused("calibration", "report", *arguments, code=code))
     assert not (place / "none").exists()
+
+
+def test_images_are_known_again_in_another_order_and_by_more_than_their_labels(
+    place: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    known = np.load(data["calibration"])
+    order = np.random.default_rng(5).permutation(400)
+    np.savez(tmp_path / "again.npz", images=known["images"][order], labels=known["labels"][order])
+    np.savez(tmp_path / "others.npz", images=(known["images"] + 1).clip(0, 16), labels=known["labels"])
+    given: list[str | Path] = [place / "mine", "--network", DIGITS, "--data", data["test"], "--calibration-data"]
+    done = run("calibration", "compare", *given, tmp_path / "again.npz", "--strategies", "weight_scaling")
+    assert done.returncode == 0, done.stderr
+    message = refused("calibration", "compare", *given, tmp_path / "others.npz", code=1)
+    assert "mine was calibrated on 400 other images than the 400 for calibration" in message
+
+
+def test_the_cache_notices_that_the_code_changed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle, its weights and its card are the same."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from torch import nn\n\n\ndef build():\n    return nn.Sequential({})\n"
+    layers = "nn.Flatten(), nn.Linear(64, 32), nn.{}(), nn.Dropout({}), nn.Linear(32, 10)"
+    found: list[tuple[float, float, float]] = []
+    for activation, rate in (("ReLU", 0.3), ("Tanh", 0.3), ("Tanh", 0.5)):
+        (tmp_path / "changing.py").write_text(code.format(layers.format(activation, rate)))
+        monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
+        if not found:
+            done = run(
+                "models", "import", "changing:build", "--weights", trained / "weights.safetensors", "--out",
+                tmp_path / "mine", "--shape", "8,8", "--maximum", "16", "--classes", "0,1,2,3,4,5,6,7,8,9",
+                "--outputs", "logits",
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        done = run(
+            "calibration", "report", tmp_path / "mine", "--network", "changing:build", "--data", trained / "test.npz",
+            "--calibration-data", trained / "calibration.npz", "--images", "100", "--out", tmp_path / "out", "--cache",
+            tmp_path / "cache",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (model,) = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+        raw = {name: section["raw"]["nll"]["value"] for name, section in model["strategies"].items()}
+        found.append((raw["weight_scaling"], raw["mc_dropout"], model["interpretation"]["member_nll"]))
+    assert found[0][0] != found[1][0] == found[2][0]
+    assert len({each[1] for each in found}) == len({each[2] for each in found}) == 3
 
 
 def test_bundles_that_cannot_be_measured_together(place: Path, data: dict[str, Path], tmp_path: Path) -> None:

@@ -209,6 +209,9 @@ def test_noise_for_images_of_another_shape_and_range() -> None:
     )
     assert whole["constant"][:, 0, 0, 0].tolist() == list(range(17))
     assert (noise_sets(inputs, 15.0, 9.0)["gaussian_noise"] <= 16).all()
+    # No more than the type can hold.
+    wide = noise_sets(InputRecord(shape=(4,), maximum=1023.0), 500.0, 300.0)
+    assert [int(images.max()) for images in wide.values()] == [255, 255, 255]
 
 
 def test_mnist_is_downloaded_once_into_the_projects_folder(

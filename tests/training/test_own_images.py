@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from models import bundle
 from models.pictures import decode
@@ -78,15 +79,34 @@ def test_without_classes_labels_are_not_looked_at(tmp_path: Path) -> None:
 
 
 def test_labelled_images_are_shuffled_with_their_names(tmp_path: Path, shipped: bundle.Bundle) -> None:
-    pixels = np.repeat(np.arange(1, 41, dtype=np.uint8), 784).reshape(40, 28, 28)
-    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(40) % 10)
+    """Whatever order and type they are stored in."""
+    pixels = np.repeat(np.arange(2, 142, dtype=np.uint8), 784).reshape(140, 28, 28)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(140) % 10)
     found, names = own_images.read_labelled(tmp_path / "images.npz", shipped.card)
     places = [int(name) for name in names]
-    assert sorted(places) == list(range(40)) != places
-    assert (found.pixels[:, 0, 0] - 1).tolist() == places
+    assert sorted(places) == list(range(140))
+    assert abs(stats.spearmanr(places, range(140)).statistic) < 0.3
+    assert (found.pixels[:, 0, 0] - 2).tolist() == places
     assert found.labels.tolist() == [place % 10 for place in places]
-    again, _ = own_images.read_labelled(tmp_path / "images.npz", shipped.card)
-    assert torch.equal(again.pixels, found.pixels)
+    np.savez(tmp_path / "images.npz", images=pixels[::-1].astype(np.float64), labels=np.arange(140)[::-1] % 10)
+    again, names = own_images.read_labelled(tmp_path / "images.npz", shipped.card)
+    assert torch.equal(again.pixels, found.pixels.float())
+    assert [139 - int(name) for name in names] == places
+    assert own_images.digest(again) == own_images.digest(found)
+    np.savez(tmp_path / "images.npz", images=pixels[:99], labels=np.arange(99) % 10)
+    with pytest.raises(DataError, match="holds 99 images; at least 100"):
+        own_images.read_labelled(tmp_path / "images.npz", shipped.card)
+
+
+def test_folders_of_classes_with_odd_names(tmp_path: Path) -> None:
+    classes = ("a/b", "a-b", ".net", "\u00fc")
+    for name in ("a_b", "a-b", ".net", "u\u0308", ".hidden"):
+        picture(tmp_path / name / "one.png")
+    found = own_images.read(tmp_path, classes)
+    assert found.labels is not None
+    assert dict(zip(found.names, found.labels.tolist(), strict=True)) == {
+        "a_b/one.png": 0, "a-b/one.png": 1, ".net/one.png": 2, "u\u0308/one.png": 3,
+    }  # fmt: skip
 
 
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
