@@ -114,11 +114,13 @@ def _check_type(network: nn.Module) -> None:
 
 
 def _check_shape(inputs: InputRecord) -> None:
-    first, *_, last = inputs.shape
-    if len(inputs.shape) == 3 and last in CHANNELS and first not in CHANNELS:
+    if len(inputs.shape) < 3:
+        return
+    first, second, last = inputs.shape
+    if last in CHANNELS and first not in CHANNELS:
         raise ImportFailedError(
             f"images of shape {list(inputs.shape)} would have {first} channels: those come first. Name --shape "
-            f"{last},{first},{inputs.shape[1]}, and let a network that wants them last begin with images.permute(0, 2, "
+            f"{last},{first},{second}, and let a network that wants them last begin with images.permute(0, 2, "
             "3, 1)"
         )
 

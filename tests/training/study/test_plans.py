@@ -21,7 +21,7 @@ def test_every_preset_is_a_plan_with_three_seeds_and_a_baseline(name: str) -> No
 
 def test_the_presets_that_are_promised() -> None:
     assert set(plans.PRESETS) == {
-        "notebook", "notebook-50", "rates", "regularisers", "combinations", "networks", "small-data"
+        "notebook", "notebook-50", "rates", "regularisers", "combinations", "networks", "small-data", "cnn"
     }  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def test_what_is_finished_is_kept_and_a_damaged_run_is_made_again(whole: Path, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no-such-preset"], "'no-such-preset' is neither a preset (combinations, "),
+        (["no-such-preset"], "'no-such-preset' is neither a preset (cnn, combinations, "),
         (["notebook", "--epochs", "0"], "Invalid value for '--epochs'"),
     ],
 )
