@@ -218,3 +218,24 @@ def test_the_figures_of_the_conclusion_are_those_of_the_tables() -> None:
     said, known = (set(re.findall(r"[+−]?\d+\.\d{2,}", text)) for text in (conclusion, tables))
     assert len(said) > 20
     assert said - {"0.003"} <= known | {number.lstrip("+−") for number in known}
+
+
+def test_the_figures_of_what_pays_are_those_of_the_study() -> None:
+    section = (ROOT / "docs" / "models.md").read_text().partition("\n## What pays\n")[2].partition("\n## ")[0]
+    study = Study.model_validate_json((ROOT / "docs" / "study" / "cnn" / "study.json").read_text())
+    found = [
+        interval
+        for result in study.results
+        for intervals in (result.means, result.differences, result.detection)
+        for interval in intervals.values()
+    ]
+    known = {
+        f"{scale * value:{sign}.{digits}f}".replace("-", "−")
+        for interval in found
+        for value in (interval.mean, (interval.high or interval.mean) - interval.mean)
+        for scale, digits in ((1, 3), (1, 4), (100, 2))
+        for sign in "+-"
+    }
+    said = set(re.findall(r"[+−]?\d+\.\d{2,}", section))
+    assert len(said) > 20
+    assert said - {"0.001"} <= known
