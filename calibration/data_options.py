@@ -62,8 +62,11 @@ def measured_on(
         raise click.ClickException(
             f"{elsewhere[0].card.name} was trained elsewhere, and others on {data.NAME}: measure each by itself"
         )
-    if any((bundle.card.input.shape, bundle.card.input.maximum, bundle.card.classes)
-           != (first.input.shape, first.input.maximum, first.classes) for bundle in bundles):  # fmt: skip
+    taken = {
+        (card.input.shape, card.input.maximum, card.input.light_on_dark, card.classes)
+        for card in (bundle.card for bundle in bundles)
+    }
+    if len(taken) > 1:
         raise click.ClickException("the bundles take other images, or tell other classes: measure each by itself")
     if data_path is None or calibration_path is None:
         raise click.UsageError(

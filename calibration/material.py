@@ -74,8 +74,11 @@ def own(
     """
     tested, names = own_images.read_labelled(test, card)
     for_calibration, _ = own_images.read_labelled(calibration, card)
-    trained = None if train is None else own_images.read_labelled(train, card)[0]
-    check_apart((test, tested), (calibration, for_calibration), *([(train, trained)] if train and trained else []))
+    sets, trained = [(test, tested), (calibration, for_calibration)], None
+    if train is not None:
+        trained, _ = own_images.read_labelled(train, card)
+        sets.append((train, trained))
+    check_apart(*sets)
     pixels = for_calibration.pixels.float()
     noise = outliers.noise_sets(
         card.input, float(pixels.mean()), float(pixels.std()), dtype=tested.pixels.dtype,
@@ -86,8 +89,7 @@ def own(
         missing["rotation, blur and occlusion"] = "vectors have no lines and columns"
     return Material(
         title=f"images of {test.name}", inputs=card.input, test=tested[slice(images)], names=names[:images],
-        calibration=for_calibration,
-        train=trained,
+        calibration=for_calibration, train=trained,
         outliers=_cut(_read_foreign(foreign, card.input, noise) | noise, images), missing=missing, splits=None,
     )  # fmt: skip
 

@@ -117,8 +117,8 @@ def _scale(pixels: Tensor) -> float:
     return min(pixels.shape[-2:]) / SIDE
 
 
-def _as(pixels: Tensor, levels: Tensor, maximum: float = 255) -> Tensor:
-    """``levels`` as the type of ``pixels``, clipped to what they may be."""
+def _as(pixels: Tensor, levels: Tensor, maximum: float = math.inf) -> Tensor:
+    """``levels`` as the type of ``pixels``, clipped to what they may be; a mean of pixels is never beyond."""
     if pixels.dtype == torch.uint8:
-        levels = levels.round()
+        levels, maximum = levels.round(), min(maximum, 255)
     return levels.clamp(0, maximum).to(pixels.dtype)

@@ -338,6 +338,17 @@ def test_threads_of_a_worker(single: DriftMonitor) -> None:
     assert held(single) == [100 * index + number for index in range(4) for number in range(70)]
 
 
+def test_it_costs_little(single: DriftMonitor) -> None:
+    one = gamma(3, 1)
+    single.observe("mlp", "mc_dropout", one, one)
+    seconds = []
+    for _ in range(2_000):
+        started = time.perf_counter()
+        single.observe("mlp", "mc_dropout", one, one)
+        seconds.append(time.perf_counter() - started)
+    assert np.median(seconds) < 20e-6
+
+
 def test_gauges(single: DriftMonitor) -> None:
     registry = CollectorRegistry()
     registry.register(DriftCollector(single))

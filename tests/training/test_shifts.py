@@ -188,3 +188,14 @@ def test_whole_levels_stay_within_a_smaller_range() -> None:
     shifted = shift(images, "noise", 5, maximum=16)
     assert shifted.dtype == torch.uint8
     assert (int(shifted.min()), int(shifted.max())) == (0, 16)
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_range_beyond_255_is_kept(name: str) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).random((20, 3, 16, 16), np.float32)) * 1000
+    shifted = shift(images, name, 1, maximum=1000)
+    assert 700 < shifted.max() <= 1000
+    assert shifted.mean().item() == pytest.approx(images.mean().item(), rel=0.25)
+    # Whole levels stop at what their type can hold, and don't begin anew.
+    white = torch.full((200, 8, 8), 255, dtype=torch.uint8)
+    assert (shifts.noise(white, 16, 0, maximum=1000) == 255).double().mean().item() == pytest.approx(0.5, abs=0.02)
