@@ -79,7 +79,7 @@ format: setup ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pretrained: setup data ## train, calibrate and measure the bundles that ship anew, in an hour and a half on two cores
+pretrained: setup data ## train, calibrate and measure the bundles that ship anew, in about two hours on two cores
 	$(BIN)/python -m training release
 	rm -rf docs/report && cp -r runs/release/reports/mlp docs/report
 
