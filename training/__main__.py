@@ -10,10 +10,20 @@ from pydantic import ValidationError
 
 from models import bundle, networks, storage
 from models.command_line import NumberList, error_console, run
-from models.records import first_fault
+from models.records import Card, first_fault
 from training import bundling, data, outliers, regularisers
+from training.engines import EngineError, TaskError
 from training.fit import DivergedError, Recipe
-from training.options import MAX_SEED, Argument, data_option, recipe_options, recipe_parts
+from training.members import train_members
+from training.options import (
+    MAX_SEED,
+    Argument,
+    chosen_engine,
+    data_option,
+    engine_options,
+    recipe_options,
+    recipe_parts,
+)
 from training.progress import train_with_progress
 from training.release.command import release_command
 from training.study.command import study_command
@@ -157,29 +167,52 @@ def fit_command(
     type=click.Path(file_okay=False, path_type=Path),
     help=f"Folder of the members' bundles.  [default: {bundling.ENSEMBLES}/ and BUNDLE's name]",
 )
+@engine_options
 @data_option
-def ensemble_command(*, bundle_name: str, members: int, out: Path | None, data_folder: Path | None) -> None:
+def ensemble_command(
+    *, bundle_name: str, members: int, out: Path | None, engine_name: str, address: str | None,
+    data_folder: Path | None,
+) -> None:  # fmt: skip
     """Train a deep ensemble: networks as BUNDLE's, by its recipe, from other seeds.
 
     The calibration report sets it beside BUNDLE's sub-networks. Members that are in the folder already, from an earlier
-    or an interrupted run, are kept.
+    or an interrupted run, are kept. On this machine they are trained one by one, with all its processors.
     """
     card = bundle.load(bundle_name, calibrated=False).card
     out = out or bundling.ENSEMBLES / card.name
     first = bundling.recipe_of(card).seed + 1
+    engine = chosen_engine(engine_name, 1, address)
     splits = data.load(data_folder, split_seed=card.data.split_seed if card.data else data.DEFAULT_SPLIT_SEED)
+    waiting = []
     for seed in range(first, first + members):
         folder = bundling.member_folder(out, seed)
         if folder.exists():
             bundling.load_member(folder, card)
             click.echo(f"{folder} is trained already.")
-            continue
-        with storage.new_folder(folder) as temporary:
-            trained = train_with_progress(
-                temporary, name=f"{card.name}-seed-{seed}", network_name=card.network.name,
-                arguments=card.network.arguments, recipe=bundling.recipe_of(card, seed), splits=splits,
-            )  # fmt: skip
-        click.echo(f"Test accuracy {trained.card.metrics['test_accuracy']:.4f}. Wrote {folder}.")
+        else:
+            waiting.append(seed)
+    trained = (
+        train_members(card, waiting, out, engine, splits)
+        if engine_name == "ray"
+        else ((seed, _member(card, seed, out, splits)) for seed in waiting)
+    )
+    failures = []
+    for seed, found in trained:
+        if isinstance(found, TaskError):
+            failures.append(f"seed {seed}: {found}")
+        else:
+            accuracy = found.metrics["test_accuracy"]
+            click.echo(f"Test accuracy {accuracy:.4f}. Wrote {bundling.member_folder(out, seed)}.")
+    if failures:
+        raise click.ClickException(f"{'; '.join(failures)}. The same command tries again")
+
+
+def _member(card: Card, seed: int, out: Path, splits: data.FashionMNISTSplits) -> Card:
+    with storage.new_folder(bundling.member_folder(out, seed)) as folder:
+        return train_with_progress(
+            folder, name=f"{card.name}-seed-{seed}", network_name=card.network.name, arguments=card.network.arguments,
+            recipe=bundling.recipe_of(card, seed), splits=splits,
+        ).card  # fmt: skip
 
 
 main.add_command(release_command)
@@ -187,4 +220,4 @@ main.add_command(study_command)
 
 
 if __name__ == "__main__":
-    run(main, "python -m training", data.DataError, DivergedError)
+    run(main, "python -m training", data.DataError, DivergedError, EngineError)

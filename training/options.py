@@ -12,8 +12,19 @@ import click
 
 from models.networks import own
 from models.records import Augmentation, DeltaRule, Diversity, Precision, Record, Regularisation, Schedule
+from training import engines
+from training.engines import ENGINES, Engine, EngineError
 
-__all__ = ["MAX_SEED", "Argument", "data_option", "network_option", "recipe_options", "recipe_parts"]
+__all__ = [
+    "MAX_SEED",
+    "Argument",
+    "chosen_engine",
+    "data_option",
+    "engine_options",
+    "network_option",
+    "recipe_options",
+    "recipe_parts",
+]
 
 MAX_SEED = 2**63 - 1
 """What torch's generators take."""
@@ -30,6 +41,34 @@ def data_option(function: Decorated) -> Decorated:
         help="Folder with the Fashion-MNIST files. Default: $FASHION_MNIST_DIR, the project's data folder, Debian's "
         "package, or a download.",
     )(function)
+
+
+def engine_options(function: Decorated) -> Decorated:
+    """``--engine`` and ``--address``, as ``engine_name`` and ``address``; see :func:`chosen_engine`."""
+    named = click.option(
+        "--engine",
+        "engine_name",
+        type=click.Choice(ENGINES),
+        default="local",
+        show_default=True,
+        help="Where the work is done: in processes of this machine, or on a Ray cluster (pip install '.[scale]').",
+    )
+    address = click.option(
+        "--address",
+        help="Of the Ray cluster: auto, host:port or ray://host:port.  [default: $RAY_ADDRESS, or one that is started "
+        "here]",
+    )
+    return named(address(function))
+
+
+def chosen_engine(name: str, workers: int, address: str | None) -> Engine:
+    """What the :func:`engine_options` say. Raises :class:`click.ClickException` if it can't be had."""
+    if address and name != "ray":
+        raise click.UsageError("--address is for --engine ray", click.get_current_context())
+    try:
+        return engines.build(name, workers=workers, address=address)
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def network_option(function: Decorated) -> Decorated:

@@ -13,7 +13,8 @@ from rich.table import Table
 from models import storage
 from models.command_line import error_console, progress_bar
 from training import data
-from training.options import data_option
+from training.engines import Engine
+from training.options import chosen_engine, data_option, engine_options
 from training.study import plans
 from training.study.schema import Failure, Interval, Plan, RunResult, Study
 
@@ -39,11 +40,12 @@ STUDIES = Path("runs/studies")
     type=click.IntRange(min=1),
     help="Processes that train at a time, with one thread each.  [default: as many as torch would take threads]",
 )
+@engine_options
 @data_option
 def study_command(
     *,
     plan_name: str, epochs: int | None, seeds: int | None, out: Path | None, workers: int | None,
-    data_folder: Path | None,
+    engine_name: str, address: str | None, data_folder: Path | None,
 ) -> int:  # fmt: skip
     """Train every configuration of PRESET, or of a TOML file, from several seeds, and compare them.
 
@@ -57,8 +59,8 @@ def study_command(
     from training.study import markdown, page, results  # noqa: PLC0415  (takes a second to import)
 
     out = out or STUDIES / plan.name
-    data.fetch(data_folder)
-    runs, failures = _run(plan, out, workers or torch.get_num_threads(), data_folder)
+    engine = chosen_engine(engine_name, workers or torch.get_num_threads(), address)
+    runs, failures = _run(plan, out, engine, data.load(data_folder))
     given = {"--epochs": epochs, "--seeds": seeds}
     options = [f"{name} {value}" for name, value in given.items() if value is not None]
     command = " ".join(["python -m training study", shlex.quote(plan_name), *options])
@@ -74,7 +76,9 @@ def study_command(
     return 1 if failures else 0
 
 
-def _run(plan: Plan, out: Path, workers: int, data_folder: Path | None) -> tuple[list[RunResult], list[Failure]]:
+def _run(
+    plan: Plan, out: Path, engine: Engine, splits: data.FashionMNISTSplits
+) -> tuple[list[RunResult], list[Failure]]:
     from training.study import runner  # noqa: PLC0415  (takes a second to import)
 
     console = error_console()
@@ -95,7 +99,7 @@ def _run(plan: Plan, out: Path, workers: int, data_folder: Path | None) -> tuple
         console.print(f"{len(done)} of {len(done) + len(waiting)} runs are finished already.")
     with progress_bar("runs") as progress:
         task = progress.add_task(plan.name, total=len(done) + len(waiting), completed=len(done))
-        for ended in runner.run_all(waiting, out, workers=workers, data_folder=data_folder):
+        for ended in runner.run_all(waiting, out, engine=engine, splits=splits):
             if isinstance(ended, Failure):
                 failures.append(ended)
                 progress.console.print(f"{ended.name}, seed {ended.seed} failed: {ended.error}", markup=False)

@@ -17,7 +17,6 @@ import pytest
 
 from tests.command_line import ROOT
 from tests.training.study.plans import FAILING, tiny
-from training.study import runner
 from training.study.measure import key_of
 from training.study.schema import Configuration, Study
 
@@ -170,45 +169,3 @@ def test_the_key_is_of_what_the_result_depends_on() -> None:
         key_of(one, 0, split_seed=1),
     ]
     assert len({key_of(one, 0), *others}) == 6
-
-
-# Given to other processes by name.
-def square(value: int) -> int:
-    return value * value
-
-
-class OddError(Exception):
-    """Can be pickled, but not unpickled."""
-
-    def __init__(self, message: str, value: int) -> None:
-        super().__init__(message)
-        self.value = value
-
-
-def fail_at_three(value: int) -> int:
-    if value == 3:
-        raise OddError("three", value)
-    return value
-
-
-def die_at_two(value: int) -> int:
-    if value == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.05)
-    return value
-
-
-class TestSideBySide:
-    def test_every_task_has_its_result(self) -> None:
-        assert sorted(runner.side_by_side(square, range(6), 2)) == [(value, value * value) for value in range(6)]
-
-    def test_what_a_task_raises_is_its_result(self) -> None:
-        found = dict(runner.side_by_side(fail_at_three, [1, 3, 5], 1))
-        assert isinstance(found[3], runner.TaskError)
-        assert str(found[3]) == "OddError: three"
-        assert (found[1], found[5]) == (1, 5)
-
-    def test_a_task_that_kills_its_process_takes_no_other_with_it(self) -> None:
-        found = dict(runner.side_by_side(die_at_two, range(5), 2))
-        assert "killed, twice" in str(found.pop(2))
-        assert found == {0: 0, 1: 1, 3: 3, 4: 4}
