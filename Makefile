@@ -30,7 +30,7 @@ serve: setup ## serve the model over HTTP: PORT=3000, DROPOUT_BUNDLES=cnn (shipp
 	$(BIN)/bentoml serve service.app:DropoutUncertainty --port $(PORT)
 
 # Two at a time, one thread each, but for what overloads, kills and drains servers: that is not to be disturbed.
-test: setup data browser ## run all tests
+test: .venv/.scale data browser ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/faults
 	$(BIN)/python -m pytest tests/faults
 
@@ -53,6 +53,10 @@ ensemble: setup data ## train the deep ensemble that the report sets beside BUND
 
 data: setup ## find or fetch Fashion-MNIST, and MNIST if it can be had, and verify them
 	$(BIN)/python -m training data
+
+.venv/.scale: .venv/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[scale]'
+	@touch $@
 
 .venv/.peers: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[peers]'
@@ -86,8 +90,8 @@ pretrained: setup data ## train, calibrate and measure the bundles that ship ane
 lock: ## write requirements.lock anew, with the newest versions that pyproject.toml allows
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench,scale]'
 	{ echo "# Exact versions of all dependencies, written by \`make lock\`; the Makefile gives it to pip as constraints."; \
 	echo "# Made beside a CPU build of torch. What a CUDA build needs besides, torch itself requires in exact versions."; \
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//'; } > requirements.lock
-	touch .venv/.created .venv/.installed
+	touch .venv/.created .venv/.installed .venv/.scale

@@ -55,8 +55,8 @@ def engine_options(function: Decorated) -> Decorated:
     )
     address = click.option(
         "--address",
-        help="Of the Ray cluster: auto, host:port or ray://host:port.  [default: $RAY_ADDRESS, or one that is started "
-        "here]",
+        help="Of the Ray cluster: auto, host:port or ray://host:port.  [default: $RAY_ADDRESS, or this machine's, "
+        "started if there is none]",
     )
     return named(address(function))
 

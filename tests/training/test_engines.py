@@ -24,11 +24,14 @@ def cluster() -> Iterator[Any]:
         yield cluster
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[*ENGINES, "ray, from outside"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "local":
         return engines.build("local", workers=2)
-    return engines.build("ray", workers=2, address=request.getfixturevalue("cluster").address)
+    cluster = request.getfixturevalue("cluster")
+    return engines.build(
+        "ray", workers=2, address=cluster.address if request.param == "ray" else cluster.client_address
+    )
 
 
 # Given to other processes by name.

@@ -10,8 +10,8 @@ ENGINES = ("local", "ray")
 
 
 def build(name: str, *, workers: int, address: str | None = None) -> Engine:
-    """The engine ``name``: ``workers`` processes of this machine, or the Ray cluster at ``address``; without an address
-    that of ``$RAY_ADDRESS``, or one that is started on this machine.
+    """The engine ``name``: ``workers`` processes of this machine, or the Ray cluster at ``address``, as
+    :class:`~training.engines.cluster.RayEngine` takes it.
 
     Raises ``ValueError`` for an unknown name, and :class:`EngineError` if Ray is not installed.
     """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
 from models import __version__
 from training.engines.protocol import EngineError, Result, Shared, Task, TaskError, told
@@ -18,12 +20,13 @@ RETRIES = 3
 """Of a task whose worker or node is lost."""
 TASKS_PER_CPU = 2
 """Handed over at a time: one that runs, and one that is there when it ends."""
+SECONDS_TO_CONNECT = 10
 
 
 @dataclass(frozen=True)
 class RayEngine:
     """The cluster at ``address``, as ``ray.init`` takes it: ``auto``, ``host:port``, ``ray://host:port``. ``None`` is
-    that of ``$RAY_ADDRESS``, or one that is started on this machine and ended with the work.
+    that of ``$RAY_ADDRESS``, or this machine's; one that is started if there is none, and ended with the work.
 
     Each task takes one CPU. This project must be installed on every node, in the version that this process has. Raises
     :class:`~training.engines.protocol.EngineError` if Ray is not installed here.
@@ -61,12 +64,14 @@ class RayEngine:
         if ray.is_initialized():
             yield
             return
+        address = self.address or os.environ.get("RAY_ADDRESS")
         try:
-            ray.init(self.address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            _knock(address or "auto")
+            ray.init(address, log_to_driver=False, logging_level="ERROR")
+        except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(
-                f"no Ray cluster can be used at {self.address or os.environ.get('RAY_ADDRESS') or 'this machine'}: "
-                f"{str(error).splitlines()[0]}. Start one with `ray start --head`, and name it with --address"
+                f"no Ray cluster can be used at {address or 'this machine'}: {str(error).splitlines()[0]}. Start one "
+                "with `ray start --head`, and name it with --address"
             ) from error
         try:
             yield
@@ -82,6 +87,13 @@ def _ray() -> Any:
     except ImportError as error:
         raise EngineError("Ray is not installed: pip install 'dropout-uncertainty[scale]'") from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` or ``ValueError`` if nothing listens at ``address``, for which Ray would wait for minutes."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=SECONDS_TO_CONNECT).close()
 
 
 def _fetched(reference: Any) -> Any:
