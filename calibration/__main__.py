@@ -8,20 +8,20 @@ import click
 from rich.console import Console
 
 from calibration import comparison
-from calibration import score as scoring
 from calibration.data_options import FASHION, calibration_images, measured_data_options, measured_on, path_option
 from calibration.export_command import export_command
 from calibration.log_command import log_command
 from calibration.masks import DEFAULT_DESIGN, DESIGNS
-from calibration.prediction import DEFAULT_STRATEGIES, build_strategy
 from calibration.progress import calibrate_with_progress
 from calibration.report_command import report_command
+from calibration.score_command import score_command
 from calibration.strategies import DEFAULT_SAMPLES, DEFAULT_SEED, STRATEGIES, Sampling
 from calibration.subnetworks import NoActiveDropoutError, UnsupportedNetworkError
 from models import bundle as bundles
 from models.command_line import NameList, NumberList, progress_bar, run
-from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR, MaskDesign
-from training import data, own_images
+from models.records import MaskDesign
+from training import data
+from training.engines import EngineError
 from training.options import network_option
 
 
@@ -103,76 +103,11 @@ def compare_command(
     console.print(comparison.as_table(bundle.card.name, len(material.test), rows))
 
 
-@main.command("score")
-@click.argument("bundle_name", metavar="BUNDLE")
-@click.argument("source", metavar="IMAGES", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The table: a name that ends in .parquet or .csv. An earlier file is replaced.",
-)
-@click.option(
-    "--strategy",
-    "strategy_name",
-    type=click.Choice(STRATEGIES),
-    help=f"Default: the first of {', '.join(DEFAULT_STRATEGIES)} that the network allows.",
-)
-@click.option(
-    "--samples", type=click.IntRange(2, 1024), help="Sub-networks. Default: as many as BUNDLE was calibrated with."
-)
-@click.option(
-    "--coverage",
-    type=click.FloatRange(0.5, 0.999),
-    default=DEFAULT_COVERAGE,
-    show_default=True,
-    help="How often a prediction set shall hold the true class.",
-)
-@click.option(
-    "--target-error",
-    type=click.FloatRange(0.001, 0.5),
-    default=DEFAULT_TARGET_ERROR,
-    show_default=True,
-    help="The fraction of wrong ones among the answers that are not abstained from.",
-)
-@network_option
-def score_command(
-    *, bundle_name: str, source: Path, out: Path, strategy_name: str | None, samples: int | None, coverage: float,
-    target_error: float,
-) -> None:  # fmt: skip
-    """Write BUNDLE's answers for your own IMAGES into a table, the same as those over HTTP.
-
-    IMAGES is a folder of PNG, JPEG, WebP or BMP pictures, which may lie in one subfolder for each class; or an .npz
-    file with an array `images`, of the shape and range in BUNDLE's card (those that ship: [N, 28, 28] or [N, 784] in
-    0..255, white on black), and `labels` if there are any.
-    """
-    if out.suffix.lower() not in scoring.SUFFIXES:
-        raise click.BadParameter(f"{out} should end in {' or '.join(scoring.SUFFIXES)}", param_hint="'--out'")
-    bundle = bundles.load(bundle_name)
-    strategy = build_strategy(bundle, strategy_name, samples)
-    with progress_bar("images") as progress:
-        task = progress.add_task("Reading", total=None)
-        images = own_images.read(
-            source,
-            bundle.card.classes,
-            bundle.card.input,
-            on_pictures=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-        progress.reset(task, description=f"Scoring by {strategy.name}", total=len(images))
-        scores = scoring.score(
-            bundle, strategy, images, out, coverage=coverage, target_error=target_error,
-            on_images=lambda done: progress.advance(task, done),
-        )  # fmt: skip
-    accuracy = "" if scores.accuracy is None else f", accuracy {scores.accuracy:.4f}"
-    click.echo(
-        f"Images scored: {scores.images:,}, mean confidence {scores.mean_confidence:.4f}{accuracy}. Wrote {out}."
-    )
-
-
 main.add_command(export_command)
 main.add_command(log_command)
 main.add_command(report_command)
+main.add_command(score_command)
 
 
 if __name__ == "__main__":
-    run(main, "python -m calibration", data.DataError, UnsupportedNetworkError, NoActiveDropoutError)
+    run(main, "python -m calibration", data.DataError, EngineError, UnsupportedNetworkError, NoActiveDropoutError)

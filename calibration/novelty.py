@@ -21,7 +21,7 @@ from models.bundle import Bundle, FeatureDensity
 
 __all__ = ["Novelty", "NoveltyDetector", "feature_network", "features_of", "relative_distance"]
 
-IMAGES_AT_ONCE = 1024
+IMAGES_AT_ONCE = 64
 PROBES = 3
 
 

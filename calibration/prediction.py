@@ -9,7 +9,7 @@ from calibration import strategies
 from calibration.predictive import PredictiveDistribution
 from calibration.strategies import Sampling, Strategy
 from models.bundle import Bundle
-from training.own_images import checked_pixels
+from training.arrays import checked_pixels
 
 __all__ = ["DEFAULT_STRATEGIES", "build_strategy", "predict"]
 

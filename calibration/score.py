@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,85 +19,133 @@ from calibration.novelty import NoveltyDetector
 from calibration.strategies import Strategy
 from models import storage
 from models.bundle import Bundle
-from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR
-from training.own_images import OwnImages
+from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR, InputRecord
+from training.pieces import OwnImages
 
-__all__ = ["SUFFIXES", "Scores", "new_table", "score"]
+__all__ = ["SUFFIXES", "Scorer", "Scores", "images_at_once", "new_table", "score"]
 
 SCHEMA = 3
 SUFFIXES = (".parquet", ".csv")
 IMAGES_AT_ONCE = 8192
-"""Rows that are held as Python objects, and written, at a time."""
+NUMBERS_AT_ONCE = 1 << 25
+
+
+def images_at_once(inputs: InputRecord) -> int:
+    """How many are read, held as Python objects, and written, at a time."""
+    return max(1, min(IMAGES_AT_ONCE, NUMBERS_AT_ONCE // inputs.pixels))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a table comes to. ``accuracy``, a fraction, is ``None`` for images without labels."""
+    """What answers come to: for how many ``images``, the sum of their ``confidence``, and how many are ``correct``,
+    ``None`` for images without labels."""
 
     images: int
-    mean_confidence: float
-    accuracy: float | None
+    confidence: float
+    correct: int | None
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Scores:
+        """What the rows of a :class:`Scorer` come to."""
+        labelled = "true_label" in table.column_names
+        correct = pc.sum(pc.equal(table["label"], table["true_label"])).as_py() if labelled else None
+        return cls(len(table), pc.sum(table["confidence"]).as_py(), correct)
+
+    def __add__(self, other: Scores) -> Scores:
+        correct = None if self.correct is None or other.correct is None else self.correct + other.correct
+        return Scores(self.images + other.images, self.confidence + other.confidence, correct)
+
+    @property
+    def mean_confidence(self) -> float:
+        return self.confidence / self.images
+
+    @property
+    def accuracy(self) -> float | None:
+        """A fraction."""
+        return None if self.correct is None else self.correct / self.images
+
+
+class Scorer:
+    """The answers of ``bundle`` by ``strategy``, as rows; ``coverage`` and ``target_error`` are those of the
+    :class:`~calibration.decisions.DecisionRule`, of which an uncalibrated bundle has none.
+
+    ``settings`` say which bundle, version, strategy, samples, temperature and schema they are of, and which coverage
+    and target error the decisions promise. An answer is that of the service but for the sixth decimal, which may depend
+    on how many images are computed at once.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        strategy: Strategy,
+        *,
+        coverage: float = DEFAULT_COVERAGE,
+        target_error: float = DEFAULT_TARGET_ERROR,
+    ) -> None:
+        self.card = bundle.card
+        self._bundle, self._strategy, self._scaling = bundle, strategy, bundle.scaling(strategy.name)
+        self._rule = DecisionRule.fitted(bundle, strategy.name, coverage, target_error)
+        self._detector = NoveltyDetector.of(bundle)
+        self.settings: dict[str, str | int | float] = {
+            "bundle": bundle.card.name,
+            "version": bundle.version,
+            "strategy": strategy.name,
+            "samples": strategy.samples,
+            "temperature": round(self._scaling.temperature, DECIMALS),
+            "schema": SCHEMA,
+        }
+        if self._rule is not None:
+            self.settings |= {"coverage": coverage, "target_error": target_error}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The ``settings``, as Parquet takes them."""
+        return {name: str(value) for name, value in self.settings.items()}
+
+    def schema(self, *, labelled: bool) -> pa.Schema:
+        """Of the rows, with the :attr:`metadata`."""
+        return _schema(self._bundle.card.classes, labelled=labelled).with_metadata(self.metadata)
+
+    def __call__(self, images: OwnImages, *, on_images: Callable[[int], None] = lambda _: None) -> pa.Table:
+        """A row for each of ``images``, in memory that does not grow with members. ``on_images`` is told the number of
+        images of each step done."""
+        inputs = self._bundle.prepare(images.pixels)
+        summary = self._strategy.summarise(inputs, self._scaling, on_images=on_images)
+        asked = [self._strategy.samples] * len(images)
+        classes = self._bundle.card.classes
+        found = answers(
+            summary, classes, members=self._strategy.members, samples=asked, rule=self._rule,
+            novelty=None if self._detector is None else self._detector(inputs),
+        )  # fmt: skip
+        rows: list[dict[str, Any]] = [{"image": name, **each} for name, each in zip(images.names, found, strict=True)]
+        if images.labels is not None:
+            for row, label in zip(rows, images.labels.tolist(), strict=True):
+                row["true_label"] = classes[label]
+        return pa.Table.from_pylist(rows, self.schema(labelled=images.labels is not None))
 
 
 def score(
-    bundle: Bundle,
-    strategy: Strategy,
-    images: OwnImages,
-    out: Path,
-    *,
-    coverage: float = DEFAULT_COVERAGE,
-    target_error: float = DEFAULT_TARGET_ERROR,
-    on_images: Callable[[int], None] = lambda _: None,
+    scorer: Scorer, parts: Iterable[OwnImages], out: Path, *, on_images: Callable[[int], None] = lambda _: None
 ) -> Scores:
-    """Write the answers for ``images``, one a row, into ``out``, in place of any such file before it.
+    """Write the answers for the images in ``parts``, of which there is one at least, into ``out``, in place of any such
+    file before it; as many are held at a time as a part has. ``on_images`` is told the number of images of each step
+    done.
 
-    A Parquet file says in its metadata which bundle, version, strategy, samples, temperature and schema it is of, and
-    which coverage and target error the decisions promise; a CSV file has a column for each field of what is nested,
-    and names the classes of a prediction set in one, separated by semicolons. ``coverage`` and ``target_error`` are
-    those of the :class:`~calibration.decisions.DecisionRule`; an uncalibrated bundle has none. An
-    answer is that of the service but for the sixth decimal, which may depend on how many images are computed at once.
-    Beyond the images, memory grows with neither members nor rows. ``on_images`` is told the number of images of each
-    step done.
+    A Parquet file has the scorer's metadata; a CSV file has a column for each field of what is nested, and names the
+    classes of a prediction set in one, separated by semicolons.
 
     Raises ``ValueError`` unless the name of ``out`` ends in one of :data:`SUFFIXES`, and ``OSError`` if it can't be
     written; then, as when interrupted, an earlier file is left as it was.
     """
-    scaling = bundle.scaling(strategy.name)
-    metadata = {
-        "bundle": bundle.card.name,
-        "version": bundle.version,
-        "strategy": strategy.name,
-        "samples": str(strategy.samples),
-        "temperature": str(round(scaling.temperature, DECIMALS)),
-        "schema": str(SCHEMA),
-    }
-    rule = DecisionRule.fitted(bundle, strategy.name, coverage, target_error)
-    if rule is not None:
-        metadata |= {"coverage": str(coverage), "target_error": str(target_error)}
-    detector = NoveltyDetector.of(bundle)
-    classes, labels = bundle.card.classes, images.labels
-    schema = _schema(classes, labelled=labels is not None).with_metadata(metadata)
-    confidence, correct = 0.0, 0
-    with new_table(out, schema) as write:
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            chunk = slice(start, start + IMAGES_AT_ONCE)
-            inputs = bundle.prepare(images.pixels[chunk])
-            summary = strategy.summarise(inputs, scaling, on_images=on_images)
-            asked = [strategy.samples] * len(summary.mean)
-            found = answers(
-                summary, classes, members=strategy.members, samples=asked, rule=rule,
-                novelty=None if detector is None else detector(inputs),
-            )  # fmt: skip
-            rows: list[dict[str, Any]] = [
-                {"image": name, **answer} for name, answer in zip(images.names[chunk], found, strict=True)
-            ]
-            if labels is not None:
-                for row, label in zip(rows, labels[chunk].tolist(), strict=True):
-                    row["true_label"] = classes[label]
-                    correct += row["class_index"] == label
-            confidence += sum(answer["confidence"] for answer in found)
-            write(pa.Table.from_pylist(rows, schema))
-    return Scores(len(images), confidence / len(images), None if labels is None else correct / len(images))
+    coming = iter(parts)
+    first = next(coming)
+    total = Scores(0, 0.0, None if first.labels is None else 0)
+    with new_table(out, scorer.schema(labelled=first.labels is not None)) as write:
+        for images in chain([first], coming):
+            table = scorer(images, on_images=on_images)
+            total += Scores.of(table)
+            write(table)
+    return total
 
 
 def _schema(classes: Sequence[str], *, labelled: bool) -> pa.Schema:

@@ -46,6 +46,8 @@ DEFAULT_SAMPLES = 64
 DEFAULT_SEED = 0
 MEMBERS_AT_ONCE = 1 << 16
 """Bound on the members times images that :meth:`Strategy.summarise` holds at a time."""
+IMAGES_AT_ONCE = 64
+"""Bound on the images themselves: what more of them make of convolutions does not fit into a processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Strategy:
 
         ``on_images`` is told the number of images of each step done.
         """
-        size = max(1, MEMBERS_AT_ONCE // max(self.members, self.samples))
+        size = max(1, min(IMAGES_AT_ONCE, MEMBERS_AT_ONCE // max(self.members, self.samples)))
         first = self(inputs[:size], scaling).summary()
         on_images(len(inputs[:size]))
         # Filled step by step: small results kept between large ones that are freed would hold the heap in pieces.

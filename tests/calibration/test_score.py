@@ -16,13 +16,14 @@ from click.testing import CliRunner, Result
 from pyarrow import csv, parquet
 
 from calibration import score as scoring
+from calibration import strategies
 from calibration.__main__ import main
 from calibration.answers import Answer, NoveltyAnswer, UncertaintyAnswer, answers
 from calibration.decisions import DecisionRule
 from calibration.novelty import Novelty
 from calibration.prediction import build_strategy
 from calibration.predictive import PredictiveDistribution
-from calibration.strategies import STRATEGIES
+from calibration.strategies import STRATEGIES, Strategy
 from calibration.subnetworks import NoActiveDropoutError
 from models import bundle
 from models.pictures import decode
@@ -32,7 +33,8 @@ from service.wire import Options
 from tests.command_line import ROOT, refused, run
 from tests.conftest import write_bundle
 from training.data import CLASSES, DataError, FashionMNISTSplits
-from training.own_images import OwnImages, read
+from training.own_images import read
+from training.pieces import OwnImages
 
 BOOT = ROOT / "docs" / "boot.png"
 
@@ -45,6 +47,25 @@ def some(fashion: FashionMNISTSplits, images: int = 20, *, labelled: bool = True
 def invoke(*arguments: str | Path) -> Result:
     """``score ARGUMENTS...`` in this process."""
     return CliRunner().invoke(main, ["score", *map(str, arguments)])
+
+
+def score(
+    used: bundle.Bundle, strategy: Strategy, images: OwnImages | list[OwnImages], out: Path, **options: Any
+) -> scoring.Scores:
+    steps = {"on_images": options.pop("on_images")} if "on_images" in options else {}
+    parts = images if isinstance(images, list) else [images]
+    return scoring.score(scoring.Scorer(used, strategy, **options), parts, out, **steps)
+
+
+def in_parts(images: OwnImages, size: int) -> list[OwnImages]:
+    return [
+        OwnImages(
+            images.names[start : start + size],
+            images.pixels[start : start + size],
+            None if images.labels is None else images.labels[start : start + size],
+        )
+        for start in range(0, len(images), size)
+    ]
 
 
 def listing(folder: Path) -> list[str]:
@@ -101,7 +122,7 @@ def test_the_command_writes_a_parquet_table(shipped: bundle.Bundle, labelled_pic
 def test_csv_and_parquet_agree(shipped: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
     strategy = build_strategy(shipped, samples=4)
     for suffix in scoring.SUFFIXES:
-        scoring.score(shipped, strategy, some(fashion), tmp_path / f"scores{suffix}", coverage=0.999)
+        score(shipped, strategy, some(fashion), tmp_path / f"scores{suffix}", coverage=0.999)
     table = parquet.read_table(tmp_path / "scores.parquet")
     joined = [";".join(names) for names in table["prediction_set"].to_pylist()]
     place = table.column_names.index("prediction_set")
@@ -125,12 +146,13 @@ def test_the_answers_are_those_of_the_service(tmp_path: Path, shipped: bundle.Bu
     expected = answer(shipped, pixels, strategy=strategy, samples=16)
     built = build_strategy(shipped, strategy, 16)
     out = tmp_path / "out" / "scores.parquet"
-    scores = scoring.score(shipped, built, read(tmp_path, CLASSES), out)
+    scores = score(shipped, built, read(tmp_path, CLASSES), out)
     (row,) = parquet.read_table(out).to_pylist()
     assert row.pop("image") == "boot.png"
     (prediction,) = expected["predictions"]
     assert {**row, "members": None} == prediction
     assert scores == scoring.Scores(1, prediction["confidence"], None)
+    assert scores.accuracy is None
     metadata = parquet.read_schema(out).metadata
     assert int(metadata[b"samples"]) == expected["samples"]
     assert float(metadata[b"temperature"]) == expected["temperature"]
@@ -152,7 +174,7 @@ def test_the_defaults_are_those_of_the_service(shipped: bundle.Bundle, plain: bu
         strategy, expected = build_strategy(used), answer(used, pixels.numpy())
         assert (strategy.name, strategy.samples) == (expected["strategy"], expected["samples"])
         out = tmp_path / "scores.parquet"
-        scoring.score(used, strategy, OwnImages(tuple("abcd"), pixels, None), out)
+        score(used, strategy, OwnImages(tuple("abcd"), pixels, None), out)
         rows = parquet.read_table(out).drop_columns("image").to_pylist()
         assert [{**row, "members": None} for row in rows] == expected["predictions"]
 
@@ -202,12 +224,13 @@ def test_many_images_in_steps(
 ) -> None:
     images = some(fashion, 500)
     strategy = build_strategy(shipped, "weight_scaling")
-    whole = scoring.score(shipped, strategy, images, tmp_path / "whole.parquet")
-    monkeypatch.setattr(scoring, "IMAGES_AT_ONCE", 64)
+    whole = score(shipped, strategy, images, tmp_path / "whole.parquet")
+    monkeypatch.setattr(strategies, "IMAGES_AT_ONCE", 50)
     done: list[int] = []
-    stepwise = scoring.score(shipped, strategy, images, tmp_path / "stepwise.csv", on_images=done.append)
-    assert done == [64] * 7 + [52]
-    assert vars(stepwise) == pytest.approx(vars(whole), abs=1e-6)
+    stepwise = score(shipped, strategy, in_parts(images, 80), tmp_path / "stepwise.csv", on_images=done.append)
+    assert done == [50, 30] * 6 + [20]
+    assert (stepwise.images, stepwise.correct) == (whole.images, whole.correct)
+    assert stepwise.mean_confidence == pytest.approx(whole.mean_confidence, abs=1e-6)
     table, rows = parquet.read_table(tmp_path / "whole.parquet"), csv.read_csv(tmp_path / "stepwise.csv")
     assert table["image"].to_pylist() == list(images.names)
     assert rows["image"].to_pylist() == list(range(500))
@@ -237,12 +260,11 @@ def test_a_bundle_without_dropout(plain: bundle.Bundle, fashion: FashionMNISTSpl
 @pytest.mark.parametrize("suffix", scoring.SUFFIXES)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_what_is_interrupted_leaves_the_old_table(
-    *, plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str,
+    *, plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path, suffix: str,
     error: type[BaseException],
 ) -> None:  # fmt: skip
     out = tmp_path / f"scores{suffix}"
     out.write_text("old")
-    monkeypatch.setattr(scoring, "IMAGES_AT_ONCE", 8)
     done: list[int] = []
 
     def interrupted(images: int) -> None:
@@ -253,10 +275,10 @@ def test_what_is_interrupted_leaves_the_old_table(
 
     strategy = build_strategy(plain)
     with pytest.raises(error):
-        scoring.score(plain, strategy, some(fashion), out, on_images=interrupted)
+        score(plain, strategy, in_parts(some(fashion), 8), out, on_images=interrupted)
     assert out.read_text() == "old"
     assert listing(tmp_path) == [out.name]
-    scoring.score(plain, strategy, some(fashion), out)
+    score(plain, strategy, some(fashion), out)
     assert out.stat().st_size > 1_000
     assert out.stat().st_mode & 0o444 == 0o444
     assert listing(tmp_path) == [out.name]
@@ -274,7 +296,7 @@ def test_a_full_disk_leaves_the_old_table(
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        scoring.score(plain, build_strategy(plain), some(fashion), out)
+        score(plain, build_strategy(plain), some(fashion), out)
     assert out.read_text() == "old"
     assert listing(tmp_path) == [out.name]
 
@@ -282,10 +304,12 @@ def test_a_full_disk_leaves_the_old_table(
 def test_a_table_of_another_kind_is_refused(plain: bundle.Bundle, fashion: FashionMNISTSplits, tmp_path: Path) -> None:
     out = tmp_path / "scores.xlsx"
     with pytest.raises(ValueError, match=r"scores\.xlsx should end in \.parquet or \.csv"):
-        scoring.score(plain, build_strategy(plain), some(fashion), out)
+        score(plain, build_strategy(plain), some(fashion), out)
     done = invoke("nowhere", BOOT.parent, "--out", out)
     assert done.exit_code == 2
-    assert f"Invalid value for '--out': {out} should end in .parquet or .csv" in " ".join(done.output.split())
+    assert f"Invalid value for '--out': {out} should end in .parquet or .csv, or be a folder" in " ".join(
+        done.output.split()
+    )
     assert listing(tmp_path) == []
 
 
