@@ -13,25 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cluster import NODE, cluster_of
+from tests.scale.cluster import NODE, cluster_of
 from training import engines
 from training.engines import ENGINES, Engine, EngineError, TaskError
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    with cluster_of(2) as cluster:
-        yield cluster
-
-
-@pytest.fixture(params=[*ENGINES, "ray, from outside"])
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "local":
         return engines.build("local", workers=2)
-    cluster = request.getfixturevalue("cluster")
-    return engines.build(
-        "ray", workers=2, address=cluster.address if request.param == "ray" else cluster.client_address
-    )
+    return engines.build("ray", workers=2, address=request.getfixturevalue("cluster").address)
 
 
 # Given to other processes by name.
@@ -76,6 +67,14 @@ def note(folder: Path, value: int) -> int:
 def test_every_task_has_its_result(engine: Engine) -> None:
     assert sorted(engine.map(power, range(6), 2)) == [(value, value * value) for value in range(6)]
     assert list(engine.map(power, [], 2)) == []
+
+
+def test_from_outside_the_cluster(cluster: Any) -> None:
+    engine = engines.build("ray", workers=2, address=cluster.client_address)
+    assert sorted(engine.map(power, range(6), 2)) == [(value, value * value) for value in range(6)]
+    found = dict(engine.map(die_at_two, range(4), None))
+    assert isinstance(found.pop(2), TaskError)
+    assert found == {0: 0, 1: 1, 3: 3}
 
 
 def test_tensors_are_shared(engine: Engine) -> None:

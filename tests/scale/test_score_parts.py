@@ -1,0 +1,309 @@
+"""Scores in parts: the same wherever they are computed, none lost or doubled whatever dies, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from pyarrow import dataset, parquet
+
+from calibration import score as scoring
+from calibration.__main__ import main
+from calibration.score_parts import SUMMARY
+from models import bundle
+from models.networks import own
+from tests import own_networks
+from tests.calibration.own_bundles import DIGITS, imported, saved
+from tests.command_line import ROOT, run
+from tests.scale.cluster import NODE, cluster_of
+from training.data import CLASSES, FashionMNISTSplits
+
+SIZE = 16
+"""Of a part, in images."""
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "IMAGES_AT_ONCE", SIZE)
+    monkeypatch.setenv("DROPOUT_NETWORKS", "")  # What a command trusts is forgotten with the test.
+
+
+@pytest.fixture(scope="module")
+def images(fashion: FashionMNISTSplits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(path, images=fashion.test.pixels[:100].numpy(), labels=fashion.test.labels[:100].numpy())
+    return path
+
+
+def score(source: Path, out: Path, *options: str, name: str | Path = "mlp") -> Result:
+    return CliRunner().invoke(main, ["score", str(name), str(source), "--out", str(out), "--workers", "2", *options])
+
+
+def ray(cluster: Any) -> list[str]:
+    return ["--engine", "ray", "--address", cluster.address]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_parts_are_the_table(shipped: bundle.Bundle, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "scores"
+    done = score(images, out, "--samples", "8")
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"Images scored: 100, mean confidence 0\.\d{4}, accuracy 0\.\d\d00\. Wrote .*scores\.", done.stdout
+    )
+    assert sorted(content(out)) == [SUMMARY, *(f"part-{number:05}.parquet" for number in range(7))]
+    one = tmp_path / "scores.parquet"
+    assert CliRunner().invoke(main, ["score", "mlp", str(images), "--out", str(one), "--samples", "8"]).exit_code == 0
+    table = parquet.read_table(one)
+    together = dataset.dataset(out).to_table()
+    assert together.schema.equals(table.schema)
+    assert together.drop_columns(["confidence", "probabilities", "uncertainty", "novelty", "standard_error"]).equals(
+        table.drop_columns(["confidence", "probabilities", "uncertainty", "novelty", "standard_error"])
+    )
+    assert together["confidence"].to_numpy() == pytest.approx(table["confidence"].to_numpy(), abs=2e-6)
+    summary = json.loads((out / SUMMARY).read_text())
+    assert summary.pop("mean_confidence") == pytest.approx(together["confidence"].to_numpy().mean())
+    correct = np.array(together["label"]) == np.array(together["true_label"])
+    assert summary == {
+        "bundle": "mlp", "version": shipped.version, "strategy": "mc_dropout", "samples": 8, "schema": 3,
+        "temperature": round(shipped.scaling("mc_dropout").temperature, 6), "coverage": 0.9, "target_error": 0.05,
+        "parts": 7, "images": 100, "accuracy": correct.mean(),
+    }  # fmt: skip
+    metadata = parquet.read_schema(out / "part-00000.parquet").metadata
+    assert {key: value for key, value in metadata.items() if key not in (b"piece", b"scores")} == (
+        parquet.read_schema(one).metadata
+    )
+
+
+@pytest.mark.parametrize("kind", ["npz", "pictures", "own"])
+def test_a_cluster_gives_the_same_bytes(kind: str, cluster: Any, images: Path, tmp_path: Path) -> None:
+    name: str | Path = "mlp"
+    source, options = images, list[str]()
+    if kind == "pictures":
+        source = tmp_path / "pictures"
+        for number in range(40):
+            folder = source / CLASSES[number % 2].replace("/", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.load(images)["images"][number]
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    if kind == "own":
+        own.trust(DIGITS)
+        weights = saved(own_networks.digits(), tmp_path / "weights.safetensors")
+        name, options = imported("digits", weights, tmp_path / "own").path, ["--network", DIGITS]
+        np.savez(tmp_path / "digits.npz", np.random.default_rng(0).integers(0, 17, (50, 8, 8)).astype(np.float32))
+        source = tmp_path / "digits.npz"
+    for engine, out in (([], tmp_path / "local"), (ray(cluster), tmp_path / "ray")):
+        done = score(source, out, *engine, *options, name=name)
+        assert done.exit_code == 0, done.output
+    assert len(content(tmp_path / "local")) > 3
+    assert content(tmp_path / "local") == content(tmp_path / "ray")
+
+
+def test_finished_parts_are_kept(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    assert score(images, out).exit_code == 0
+    before, times = content(out), {file.name: file.stat().st_mtime_ns for file in out.glob("part*")}
+    (out / "part-00003.parquet").unlink()
+    (out / "part-00005.parquet").write_bytes(b"PAR1 and no more")
+    again = score(images, out)
+    assert again.exit_code == 0, again.output
+    assert content(out) == before
+    written = [file.name for file in sorted(out.glob("part*")) if file.stat().st_mtime_ns != times[file.name]]
+    assert written == ["part-00003.parquet", "part-00005.parquet"]
+    assert "Images scored: 100" in again.stdout
+
+
+def test_parts_of_images_that_changed_are_made_anew(images: Path, tmp_path: Path) -> None:
+    pixels = np.load(images)["images"]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(3):
+        np.savez(shards / f"{number}.npz", pixels[number * 10 : number * 10 + 10])
+    out = tmp_path / "scores"
+    assert score(shards, out).exit_code == 0
+    before, times = content(out), {file.name: file.stat().st_mtime_ns for file in out.glob("part*")}
+    np.savez(shards / "1.npz", pixels[50:60])
+    np.savez(shards / "3.npz", pixels[30:40])
+    assert score(shards, out).exit_code == 0
+    changed = {name for name, found in content(out).items() if found != before.get(name)}
+    assert changed == {"part-00001.parquet", "part-00003.parquet", SUMMARY}
+    assert {name for name, time in times.items() if (out / name).stat().st_mtime_ns != time} == {"part-00001.parquet"}
+    assert parquet.read_table(out)["image"].to_pylist() == [
+        f"{file}.npz/{row}" for file in range(4) for row in range(10)
+    ]
+
+
+def test_other_scores_and_files_are_never_mixed_in(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    assert score(images, out, "--samples", "8").exit_code == 0
+    before = content(out)
+    for options, message in (
+        (["--samples", "9"], "part-00000.parquet is by other settings: samples 8, and not 9; choose another --out"),
+        (["--samples", "8", "--coverage", "0.8"], "part-00000.parquet is by other settings: coverage 0.9, and not 0.8"),
+        (["--strategy", "weight_scaling"], "by other settings: strategy mc_dropout, and not weight_scaling"),
+    ):
+        done = score(images, out, *options)
+        assert done.exit_code == 1
+        assert message in " ".join(done.output.split())
+    np.savez(tmp_path / "fewer.npz", np.load(images)["images"][:20])
+    done = score(tmp_path / "fewer.npz", out, "--samples", "8")
+    assert "part-00002.parquet is of images that are no longer there: delete it" in " ".join(done.output.split())
+    assert content(out) == before
+    (out / "notes.txt").touch()
+    assert "holds something else than scores, as notes.txt" in score(images, out, "--samples", "8").output
+    for arguments in (["--engine", "ray"], ["--workers", "2"]):
+        command = ["score", "mlp", str(images), "--out", str(tmp_path / "scores.csv"), *arguments]
+        assert "--engine and --workers are for a table in parts" in CliRunner().invoke(main, command).output
+
+
+def test_one_bad_part_does_not_stop_the_others(images: Path, tmp_path: Path) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "scores"
+    shards.mkdir()
+    pixels = np.load(images)["images"].astype(np.float32)
+    for number in range(3):
+        np.savez(shards / f"{number}.npz", pixels if number != 1 else -pixels)
+    done = run("calibration", "score", "mlp", shards, "--out", out)
+    assert done.returncode == 1
+    assert "part-00001.parquet is missing: DataError: `arr_0` in " in done.stderr
+    assert "pixels that are NaN or outside 0..255, first at index 0" in done.stderr
+    assert done.stderr.endswith("Error: 1 of 3 parts are missing; the same command tries them again\n")
+    assert "Images scored: 200" in done.stdout
+    assert sorted(content(out)) == ["part-00000.parquet", "part-00002.parquet"]
+    np.savez(shards / "1.npz", pixels)
+    done = run("calibration", "score", "mlp", shards, "--out", out)
+    assert done.returncode == 0
+    assert "Images scored: 300" in done.stdout
+    assert len(content(out)) == 4
+
+
+@contextmanager
+def started(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """``python -m calibration score`` under way."""
+    command = [sys.executable, "-m", "calibration", "score", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def wait_for_parts(out: Path, number: int, process: subprocess.Popen[str]) -> None:
+    while len(list(out.glob("part*"))) < number:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def many(fashion: FashionMNISTSplits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 60 parts, shards that are smaller than a part."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(60):
+        chosen = slice(number * 100, number * 100 + 100)
+        pixels, labels = fashion.test.pixels[chosen].numpy(), fashion.test.labels[chosen].numpy()
+        np.savez(folder / f"{number:02}.npz", images=pixels, labels=labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("expected") / "scores"
+    assert run("calibration", "score", "mlp", many, "--out", out, "--samples", "1024").returncode == 0
+    return content(out)
+
+
+def test_a_node_that_dies_half_way_loses_and_doubles_nothing(
+    many: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "scores"
+    with cluster_of(1) as cluster:
+        options = ["--samples", "1024", *ray(cluster)]
+        with started("mlp", many, "--out", out, *options) as process:
+            wait_for_parts(out, 3, process)
+            # It joins late for the command not to be connected to it.
+            node = cluster.add_node(**NODE)
+            wait_for_parts(out, 30, process)
+            assert len(content(out)) < 60
+            cluster.remove_node(node, allow_graceful=False)
+            output = process.communicate(timeout=200)[0]
+            assert process.returncode == 0, output
+    assert content(out) == expected
+    assert "Images scored: 6,000" in output
+    rows = parquet.read_table(out)["image"].to_pylist()
+    assert len(set(rows)) == len(rows) == 6000
+
+
+def test_a_command_that_is_killed_goes_on_where_it_was(many: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    with started("mlp", many, "--out", out, "--samples", "1024", "--workers", "2") as process:
+        wait_for_parts(out, 10, process)
+        process.kill()
+    time.sleep(1)  # For its workers to notice.
+    kept = {file.name: file.stat().st_mtime_ns for file in out.glob("part*")}
+    assert 10 <= len(kept) < 60
+    done = run("calibration", "score", "mlp", many, "--out", out, "--samples", "1024", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    left = {name: found for name, found in content(out).items() if not name.startswith(".")}
+    assert left == expected
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_million_images_in_bounded_memory(tmp_path: Path) -> None:
+    """The whole of it: the command, Ray's own processes, and a worker on each of two nodes."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    np.savez(shards / "00.npz", np.random.default_rng(0).integers(0, 256, (100_000, 28, 28), dtype=np.uint8))
+    for number in range(1, 10):
+        (shards / f"{number:02}.npz").hardlink_to(shards / "00.npz")
+    out = tmp_path / "scores"
+    with cluster_of(2) as cluster, peak_memory() as peak:
+        options = ["--strategy", "weight_scaling", *ray(cluster)]
+        done = run("calibration", "score", "mlp", shards, "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    assert "Images scored: 1,000,000" in done.stdout
+    assert sum(parquet.read_metadata(file).num_rows for file in out.glob("part*")) == 1_000_000
+    assert 0.1e9 < max(peak) < 2 * 2**30, f"{max(peak) / 2**20:.0f} MiB"
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The bytes that this process's children, and theirs, hold together, each page counted once; looked at ten times a
+    second."""
+    found, over = [0], threading.Event()
+    itself = psutil.Process()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            total = 0
+            for process in itself.children(recursive=True):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:  # It has ended.
+                    continue
+            found.append(total)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
