@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -15,7 +17,7 @@ from models import bundle as bundles
 from models import storage
 from models.command_line import error_console, progress_bar
 from training import bundling
-from training.options import network_option
+from training.options import chosen_engine, engine_options, network_option
 
 __all__ = ["report_command"]
 
@@ -56,11 +58,12 @@ __all__ = ["report_command"]
     multiple=True,
     text="Images out of distribution, as `score` takes them, beside those that are there anyway: a set of that name.",
 )
+@engine_options
 @network_option
 def report_command(
     *, bundle_names: tuple[str, ...], out: Path, ensembles: Path, images: int | None, cache_folder: Path | None,
     no_cache: bool, attach: bool, data_path: Path | None, calibration_path: Path | None, train_path: Path | None,
-    foreign: tuple[Path, ...],
+    foreign: tuple[Path, ...], engine_name: str, address: str | None,
 ) -> None:  # fmt: skip
     """Compare each BUNDLE's test-time strategies: report.json, a self-contained report.html, and the figures.
 
@@ -77,21 +80,30 @@ def report_command(
         raise click.UsageError(
             f"two bundles have the same name, but for signs: {', '.join(names)}", click.get_current_context()
         )
-    cache = calibration_report.PredictionCache(
-        None if no_cache else cache_folder or calibration_report.default_folder()
-    )  # fmt: skip
+    chosen = chosen_engine(engine_name, 1, address)
+    # On this machine torch's threads are as good as processes.
+    engine = None if engine_name == "local" else chosen
     try:
-        with storage.new_folder(out, replaceable=calibration_report.FILES) as folder:
+        with ExitStack() as stack:
+            folder = stack.enter_context(storage.new_folder(out, replaceable=calibration_report.FILES))
+            kept: Path | None = cache_folder or calibration_report.default_folder()
+            if no_cache:
+                kept = None if engine is None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            cache = calibration_report.PredictionCache(kept)
             material = measured_on(
                 loaded, data_path, calibration_path, train_path=train_path, foreign=foreign, images=images
             )
             subjects = [_subject(bundle, material, ensembles) for bundle in loaded]
             with progress_bar("images") as progress:
                 total = sum(calibration_report.work(subject, material) for subject in subjects)
+                ahead = progress.add_task(f"Predicting on {engine_name}", total=None, visible=engine is not None)
                 task = progress.add_task("Measuring", total=total)
                 report = calibration_report.measure(
-                    subjects, material, cache=cache, on_images=lambda count: progress.advance(task, count)
-                )
+                    subjects, material, cache=cache, engine=engine,
+                    on_images=lambda count: progress.advance(task, count),
+                    on_ahead=lambda done, all_of_it: progress.update(ahead, completed=done, total=all_of_it),
+                    on_failure=lambda reason: progress.console.print(f"Predicted here instead: {reason}"),
+                )  # fmt: skip
             with error_console().status("Drawing"):
                 calibration_report.write(report, material, folder)
     except FileExistsError as error:

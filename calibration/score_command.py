@@ -14,6 +14,7 @@ from calibration.score_parts import Job, score_parts
 from calibration.strategies import STRATEGIES
 from models import bundle as bundles
 from models.command_line import progress_bar
+from models.packing import PackedBundle
 from models.records import DEFAULT_COVERAGE, DEFAULT_TARGET_ERROR
 from training import pieces
 from training.options import chosen_engine, engine_options, network_option
@@ -92,7 +93,7 @@ def score_command(
         progress.reset(task, description=f"Scoring by {strategy.name}", total=sum(map(len, found)))
         scores: Scores | None
         if in_parts:
-            job = Job.of(bundle, strategy.name, strategy.samples, coverage=coverage, target_error=target_error)
+            job = Job(PackedBundle.of(bundle), strategy.name, strategy.samples, coverage, target_error)
             try:
                 outcome = score_parts(
                     job, found, out, engine,

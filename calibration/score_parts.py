@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -15,11 +14,8 @@ from pyarrow import ArrowException, parquet
 
 from calibration.prediction import build_strategy
 from calibration.score import Scorer, Scores
-from models import bundle as bundles
 from models import storage
-from models.bundle import Bundle
-from models.networks import own
-from models.sealed import CALIBRATION, CARD, SCORES, WEIGHTS
+from models.packing import PackedBundle
 from training import pieces
 from training.engines import Engine, TaskError
 from training.pieces import Piece
@@ -33,26 +29,14 @@ SUMMARY = "_summary.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What workers are told once: the bundle's files, the networks of the user's own that may be run, and how to
-    score."""
+    """What workers are told once: by which strategy ``bundle`` is asked, and ``coverage`` and ``target_error`` as for a
+    :class:`~calibration.score.Scorer`."""
 
-    files: tuple[tuple[str, bytes], ...]
-    trusted: frozenset[str]
+    bundle: PackedBundle
     strategy: str
     samples: int
     coverage: float
     target_error: float
-
-    @classmethod
-    def of(cls, bundle: Bundle, strategy: str, samples: int, *, coverage: float, target_error: float) -> Job:
-        """``bundle`` by the strategy of that name; ``coverage`` and ``target_error`` as for a
-        :class:`~calibration.score.Scorer`."""
-        wanted = (WEIGHTS, CARD, CALIBRATION, SCORES.format("*"))
-        files = sorted(
-            file for file in bundle.path.iterdir() if any(fnmatchcase(file.name, pattern) for pattern in wanted)
-        )
-        content = tuple((file.name, file.read_bytes()) for file in files)
-        return cls(content, own.trusted(), strategy, samples, coverage, target_error)
 
 
 @dataclass(frozen=True)
@@ -124,8 +108,6 @@ def _score_part(shared: tuple[Job, Path], task: tuple[str, Piece]) -> Scores:
     """On a worker."""
     (job, folder), (name, piece) = shared, task
     torch.set_num_threads(1)
-    for trusted in job.trusted:
-        own.trust(trusted)
     scorer = _scorer(job)
     identity, _ = pieces.stamp(piece)
     table = scorer(pieces.read(piece, scorer.card.classes, scorer.card.input))
@@ -138,10 +120,7 @@ def _score_part(shared: tuple[Job, Path], task: tuple[str, Piece]) -> Scores:
 
 @lru_cache(maxsize=1)
 def _scorer(job: Job) -> Scorer:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in job.files:
-            (Path(folder) / name).write_bytes(content)
-        bundle = bundles.load(folder)
+    bundle = job.bundle.load()
     strategy = build_strategy(bundle, job.strategy, job.samples)
     return Scorer(bundle, strategy, coverage=job.coverage, target_error=job.target_error)
 

@@ -52,18 +52,32 @@ class PredictionCache:
 
     def get(self, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What ``compute`` gives, or gave before for an equal ``key``, which must be representable in JSON."""
-        if self.folder is None:
-            return compute()
-        canonical = json.dumps({**key, "code": _code()}, sort_keys=True)
-        path = self.folder / f"{hashlib.sha256(canonical.encode()).hexdigest()}{SUFFIX}"
-        found = _read(path)
+        path = self._path(key)
+        found = None if path is None else _read(path)
         if found is None:
             found = compute()
+            self.put(key, found)
+        return found
+
+    def holds(self, key: Mapping[str, Any]) -> bool:
+        """Whether something was kept for ``key``, damaged or not."""
+        path = self._path(key)
+        return path is not None and path.exists()
+
+    def put(self, key: Mapping[str, Any], found: dict[str, Tensor]) -> None:
+        """Keep ``found`` for ``key``."""
+        path = self._path(key)
+        if path is not None:
             try:
                 storage.write_bytes(path, _sealed(path.stem, found))
             except OSError:
                 self.folder = None
-        return found
+
+    def _path(self, key: Mapping[str, Any]) -> Path | None:
+        if self.folder is None:
+            return None
+        canonical = json.dumps({**key, "code": _code()}, sort_keys=True)
+        return self.folder / f"{hashlib.sha256(canonical.encode()).hexdigest()}{SUFFIX}"
 
     def prune(self, most_bytes: int = MOST_BYTES) -> None:
         """Remove the files used longest ago, until no more than ``most_bytes`` are left."""

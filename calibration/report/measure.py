@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from calibration.material import Material
+from calibration.report.ahead import predict_ahead
 from calibration.report.cache import PredictionCache
 from calibration.report.evaluate import Measured
 from calibration.report.interpretation import enumerated
@@ -13,6 +14,7 @@ from calibration.report.predictions import Predictions
 from calibration.report.schema import ModelDifference, Report
 from calibration.resampling import RESAMPLES
 from models.bundle import software_versions
+from training.engines import Engine
 
 __all__ = ["measure"]
 
@@ -22,16 +24,25 @@ def measure(
     material: Material,
     *,
     cache: PredictionCache,
+    engine: Engine | None = None,
     on_images: Callable[[int], None] = lambda _: None,
+    on_ahead: Callable[[int, int], None] = lambda _, __: None,
+    on_failure: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Measure the models on ``material``, on which none may have been trained.
 
-    ``on_images`` is told of as many images as :func:`calibration.report.model.work` says.
+    With an ``engine`` predictions for all sets of images, and by all sub-networks, are made side by side on it first,
+    for which ``cache`` must keep them; ``on_ahead`` and ``on_failure`` are told of it as
+    :func:`~calibration.report.ahead.predict_ahead` says. ``on_images`` is told of as many images as
+    :func:`calibration.report.model.work` says, whoever predicts for them.
     """
     models, defaults = [], []
     for subject in subjects:
         predictions = Predictions(subject.bundle, subject.ensemble, cache, on_images)
         measures = Measures(subject, predictions, material)
+        if engine is not None:
+            for requests in (measures.foreseen, measures.foreseen_next):
+                predict_ahead(predictions, requests(), engine, on_images=on_ahead, on_failure=on_failure)
         models.append(measures.report())
         defaults.append((subject.bundle.card.name, measures.measured[measures.default]))
     sampled = any(model.interpretation for model in models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,16 +15,14 @@ from calibration.masks import DESIGNS
 from calibration.material import Material
 from calibration.novelty import NoveltyDetector
 from calibration.predictive import UNSCALED, PredictiveSummary
-from calibration.report import evaluate
+from calibration.report import evaluate, examples
 from calibration.report.interpretation import interpretation
-from calibration.report.predictions import DEEP_ENSEMBLE, Predictions, Way
+from calibration.report.predictions import DEEP_ENSEMBLE, Predictions, Request, Way
 from calibration.report.schema import (
     SCORES,
-    ClassRow,
     Cost,
     Detection,
     Estimate,
-    GalleryEntry,
     ModelReport,
     OutlierSection,
     SamplingRow,
@@ -45,7 +44,6 @@ SHIFT_IMAGES = 1_000
 ANGLES = tuple(range(0, 181, 15))
 ROTATION = "turned"
 """Name of the rows of :data:`ANGLES`, beside the five shifts."""
-GALLERY_SIZE = 12
 SCORE_BINS = 40
 OUTLIER_RESAMPLES = 300
 SET_COVERAGE = 0.9
@@ -103,6 +101,10 @@ def work(subject: Subject, material: Material) -> int:
     return total + (test + calibration // 2 if sampled else 0)
 
 
+def _other_seeds(way: Way) -> list[Way]:
+    return [replace(way, seed=way.seed + seed) for seed in range(1, SEEDS + 1)]
+
+
 def _angles(material: Material) -> tuple[int, ...]:
     return ANGLES if "rotation" in shifts.applicable(material.inputs.shape) else ()
 
@@ -121,13 +123,43 @@ class Measures:
             self._calibrate_ensemble()
         detector = NoveltyDetector.of(replace(subject.bundle, scores=subject.scores))
         self._distance = None if detector is None else lambda pixels: detector(subject.bundle.prepare(pixels)).distance
-        self.summaries = {
-            name: predictions.summary(way, self.scaling(name), self.test.pixels) for name, way in self.ways.items()
+
+    @cached_property
+    def summaries(self) -> dict[str, PredictiveSummary]:
+        """What each strategy predicts for the test images."""
+        return {
+            name: self.predictions.summary(way, self.scaling(name), self.test.pixels) for name, way in self.ways.items()
         }
-        self.measured = {
+
+    @cached_property
+    def measured(self) -> dict[str, evaluate.Measured]:
+        """The same, measured."""
+        return {
             name: evaluate.Measured.of(summary, self.test.labels, self.weights)
             for name, summary in self.summaries.items()
         }
+
+    def foreseen(self) -> Iterator[Request]:
+        """What the report will ask for that is known beforehand. What it then makes of these it asks for in
+        :meth:`foreseen_next`."""
+        test = self.test.pixels
+        sets = [test, *self.material.outliers.values(), *(pixels for *_, pixels in self._shifted())]
+        for way in _variations(self.subject):
+            yield Request(way, UNSCALED, self.for_temperature.pixels)
+            yield Request(way, UNSCALED, test)
+        for name, way in self.ways.items():
+            scaling = self.scaling(name)
+            yield Request(way, UNSCALED, test)
+            for pixels in sets:
+                yield Request(way, scaling, pixels)
+            if name in strategies.SAMPLING_STRATEGIES:
+                for other in _other_seeds(way):
+                    yield Request(other, scaling, test)
+
+    def foreseen_next(self) -> Iterator[Request]:
+        """The rest, once what is :meth:`foreseen` is there."""
+        for way in _variations(self.subject):
+            yield Request(way, self.predictions.pooled_temperature(way, self.for_temperature), self.test.pixels)
 
     def scaling(self, name: str) -> Scaling:
         return self.calibration.scaling(name)
@@ -150,6 +182,9 @@ class Measures:
         sampled = any(name in strategies.SAMPLING_STRATEGIES for name in self.ways)
         edges = self._score_edges()
         costs = self.predictions.costs(self.ways, self.test.pixels)
+        shown = examples.Examples(
+            self.test, self.summaries[self.default], self._several(self.default), self._sets(), card.classes
+        )
         return ModelReport(
             name=card.name,
             version=self.subject.bundle.version,
@@ -173,8 +208,8 @@ class Measures:
             score_edges={score: tuple(values.tolist()) for score, values in edges.items()},
             test_histogram={name: self._histograms(name, summary, edges) for name, summary in self.summaries.items()},
             shifts=tuple(self._shifts()),
-            classes=tuple(self._classes()),
-            gallery=self._galleries(),
+            classes=tuple(examples.class_rows(shown)),
+            gallery=examples.galleries(shown, self.material.names),
         )  # fmt: skip
 
     def _several(self, name: str) -> bool:
@@ -218,8 +253,7 @@ class Measures:
 
     def _spread(self, way: Way) -> Spread:
         found: dict[str, list[Tensor]] = {"accuracy": [], "nll": [], "ece": []}
-        for seed in range(1, SEEDS + 1):
-            other = Way(way.strategy, way.samples, way.seed + seed, way.design)
+        for other in _other_seeds(way):
             mean = self.predictions.summary(other, self.scaling(way.strategy), self.test.pixels).mean
             found["accuracy"].append(metrics.accuracy(mean, self.test.labels))
             found["nll"].append(metrics.negative_log_likelihood(mean, self.test.labels))
@@ -284,9 +318,9 @@ class Measures:
             else evaluate.detection(self._distance(self.test.pixels), self._distance(pixels), weights, others)[0],
         )
 
-    def _shifts(self) -> Iterator[ShiftRow]:
-        test = self.test[slice(0, SHIFT_IMAGES)]
-        inputs = self.material.inputs
+    def _shifted(self) -> Iterator[tuple[str, int, float, Tensor]]:
+        """Each shift, its severity and its amount, with the first test images so shifted."""
+        test, inputs = self.test.pixels[:SHIFT_IMAGES], self.material.inputs
         places = [(ROTATION, 0, float(angle)) for angle in _angles(self.material)]
         places += [
             (kind, severity, float(amount))
@@ -295,9 +329,13 @@ class Measures:
         ]
         for kind, severity, amount in places:
             if kind == ROTATION:
-                pixels = shifts.rotate(test.pixels, amount)
+                yield kind, severity, amount, shifts.rotate(test, amount)
             else:
-                pixels = shifts.shift(test.pixels, kind, severity, maximum=inputs.maximum)
+                yield kind, severity, amount, shifts.shift(test, kind, severity, maximum=inputs.maximum)
+
+    def _shifts(self) -> Iterator[ShiftRow]:
+        test = self.test[slice(0, SHIFT_IMAGES)]
+        for kind, severity, amount, pixels in self._shifted():
             for name, way in self.ways.items():
                 summary, several = self.predictions.summary(way, self.scaling(name), pixels), self._several(name)
                 yield ShiftRow(
@@ -314,63 +352,10 @@ class Measures:
                     epistemic=float(summary.mutual_information.mean()) if several else None,
                 )
 
-    def _classes(self) -> Iterator[ClassRow]:
-        summary, labels = self.summaries[self.default], self.test.labels
-        classes = self.subject.bundle.card.classes
-        confidence, predicted = summary.mean.max(1)
-        sets = self._sets(summary)
-        for index in labels.unique().tolist():
-            own = labels == index
-            wrong = torch.bincount(predicted[own], minlength=len(classes)).double()
-            wrong[index] = 0
-            taken = predicted == index
-            yield ClassRow(
-                label=classes[index],
-                images=int(own.sum()),
-                recall=float((predicted[own] == index).double().mean()),
-                precision=float(own[taken].double().mean()) if taken.any() else None,
-                confidence=float(confidence[own].mean()),
-                total=float(summary.predictive_entropy[own].mean()),
-                epistemic=float(summary.mutual_information[own].mean()) if self._several(self.default) else None,
-                confused_with=classes[int(wrong.argmax())] if wrong.any() else None,
-                confused=float(wrong.max() / own.sum()),
-                set_coverage=None if sets is None else float(sets[own, index].double().mean()),
-                set_size=None if sets is None else float(sets[own].sum(1).double().mean()),
-            )
-
-    def _sets(self, summary: PredictiveSummary) -> Tensor | None:
+    def _sets(self) -> Tensor | None:
         """The default strategy's APS sets of the test images; ``None`` if its calibration has no scores."""
         if self.default not in self.scores.strategies:
             return None
-        stored = self.scores.strategies[self.default].nonconformity["aps"]
-        tested = conformal.nonconformity(summary.mean, "aps", conformal.image_uniforms(self.test.pixels))
+        mean, stored = self.summaries[self.default].mean, self.scores.strategies[self.default].nonconformity["aps"]
+        tested = conformal.nonconformity(mean, "aps", conformal.image_uniforms(self.test.pixels))
         return conformal.prediction_sets(tested, conformal.threshold(stored, SET_COVERAGE))
-
-    def _galleries(self) -> dict[str, tuple[GalleryEntry, ...]]:
-        summary = self.summaries[self.default]
-        confidence, predicted = summary.mean.max(1)
-        wrong = predicted != self.test.labels
-        orders = {
-            "most uncertain": summary.predictive_entropy.argsort(descending=True, stable=True),
-            "most confidently wrong": torch.where(wrong, confidence, -1).argsort(descending=True, stable=True)[
-                : int(wrong.sum())
-            ],
-        }
-        if self._several(self.default):
-            orders["highest epistemic uncertainty"] = summary.mutual_information.argsort(descending=True, stable=True)
-        return {name: tuple(self._entries(summary, order)) for name, order in orders.items()}
-
-    def _entries(self, summary: PredictiveSummary, order: Tensor) -> Iterator[GalleryEntry]:
-        classes, several = self.subject.bundle.card.classes, self._several(self.default)
-        confidence, predicted = summary.mean.max(1)
-        for index in order[:GALLERY_SIZE].tolist():
-            yield GalleryEntry(
-                index=index,
-                name=self.material.names[index] if self.material.names else None,
-                label=classes[int(self.test.labels[index])],
-                predicted=classes[int(predicted[index])],
-                confidence=float(confidence[index]),
-                total=float(summary.predictive_entropy[index]),
-                aleatoric=float(summary.expected_entropy[index]) if several else None,
-                epistemic=float(summary.mutual_information[index]) if several else None,
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +24,7 @@ from models.networks import own
 from models.records import MaskDesign, PoolingOrder, Scaling
 from training.data import LabelledImages
 
-__all__ = ["DEEP_ENSEMBLE", "Predictions", "Way", "identity"]
+__all__ = ["DEEP_ENSEMBLE", "Predictions", "Request", "Way", "identity"]
 
 DEEP_ENSEMBLE = "deep_ensemble"
 TIMED_IMAGES = 256
@@ -40,6 +40,24 @@ class Way:
     samples: int
     seed: int
     design: MaskDesign
+
+    def build(self, bundle: Bundle, ensemble: Sequence[Bundle]) -> Strategy:
+        """The strategy, of the network of ``bundle``, or of those of ``ensemble`` for a deep ensemble."""
+        if self.strategy == DEEP_ENSEMBLE:
+            return strategies.deep_ensemble([member.network for member in ensemble])
+        return strategies.build(
+            self.strategy, bundle.network, bundle.card.input.shape, samples=self.samples, seed=self.seed,
+            design=self.design,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prediction that will be asked for: ``pixels`` ``[N, *shape]``."""
+
+    way: Way
+    scaling: Scaling
+    pixels: Tensor
 
 
 @dataclass
@@ -57,13 +75,7 @@ class Predictions:
     def strategy(self, way: Way) -> Strategy:
         """The strategy, built once."""
         if way not in self._built:
-            if way.strategy == DEEP_ENSEMBLE:
-                self._built[way] = strategies.deep_ensemble([member.network for member in self.ensemble])
-            else:
-                self._built[way] = strategies.build(
-                    way.strategy, self.bundle.network, self.bundle.card.input.shape, samples=way.samples,
-                    seed=way.seed, design=way.design,
-                )  # fmt: skip
+            self._built[way] = way.build(self.bundle, self.ensemble)
         return self._built[way]
 
     def summary(self, way: Way, scaling: Scaling, pixels: Tensor) -> PredictiveSummary:
@@ -76,13 +88,19 @@ class Predictions:
             self.on_images(count)
 
         def compute() -> dict[str, Tensor]:
-            found = self.strategy(way).summarise(self.bundle.prepare(pixels), scaling, on_images=on_images)
-            return {part.name: getattr(found, part.name) for part in fields(found)}
+            return vars(self.strategy(way).summarise(self.bundle.prepare(pixels), scaling, on_images=on_images))
 
-        key = {**self._key(way), "scaling": scaling.model_dump(), "images": digest(pixels)}
-        found = PredictiveSummary(**self.cache.get(key, compute))
+        found = PredictiveSummary(**self.cache.get(self._summary_key(Request(way, scaling, pixels)), compute))
         self.on_images(len(pixels) - reported)
         return found
+
+    def is_kept(self, request: Request) -> bool:
+        """Whether the cache has the summary."""
+        return self.cache.holds(self._summary_key(request))
+
+    def keep(self, request: Request, summary: PredictiveSummary) -> None:
+        """Put into the cache what was predicted elsewhere."""
+        self.cache.put(self._summary_key(request), vars(summary))
 
     def scaling(self, way: Way, images: LabelledImages) -> FittedScaling:
         """The scaling that fits ``images``, which must not be those that something is measured on."""
@@ -130,6 +148,10 @@ class Predictions:
             )
             for name, found in seconds.items()
         }
+
+    def _summary_key(self, request: Request) -> dict[str, object]:
+        scaling = request.scaling.model_dump()
+        return {**self._key(request.way), "scaling": scaling, "images": digest(request.pixels)}
 
     def _key(self, way: Way) -> dict[str, object]:
         bundles = self.ensemble if way.strategy == DEEP_ENSEMBLE else [self.bundle]
