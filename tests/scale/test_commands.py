@@ -1,0 +1,150 @@
+"""Studies, deep ensembles and reports on a cluster: what they are on one machine, whatever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import bundle
+from tests import own_networks
+from tests.calibration.own_bundles import DIGITS, imported, saved, write_digits
+from tests.command_line import ROOT, refused, run
+from tests.scale.cluster import NODE, cluster_of
+from tests.training.study.plans import FAILING, tiny
+from training.bundling import load_ensemble, member_folder
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""As workers have: sums in another order end in other digits."""
+
+
+def ray(cluster: Any) -> list[str]:
+    return ["--engine", "ray", "--address", cluster.address]
+
+
+def without(value: Any, *names: str) -> Any:
+    if isinstance(value, dict):
+        return {key: without(each, *names) for key, each in value.items() if key not in names}
+    return [without(each, *names) for each in value] if isinstance(value, list) else value
+
+
+def results(out: Path) -> Any:
+    return without(json.loads((out / "study.json").read_text()), "seconds")
+
+
+def wait_for_runs(runs: Path, number: int, process: subprocess.Popen[str]) -> None:
+    while len(list(runs.glob("*.json"))) < number:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_a_study_whose_node_dies_half_way(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    local = run("training", "study", plan, "--out", tmp_path / "local", "--seeds", "5", environment=ONE_THREAD)
+    assert local.returncode == 0, local.stderr
+    out = tmp_path / "out"
+    runs = out / "runs"
+    with cluster_of(1) as cluster:
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "training",
+            "study",
+            plan,
+            "--out",
+            out,
+            "--seeds",
+            "5",
+            *ray(cluster),
+        ]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for_runs(runs, 1, process)
+        # It joins late for the command not to be connected to it.
+        node = cluster.add_node(**NODE)
+        wait_for_runs(runs, 7, process)
+        assert len(list(runs.glob("*.json"))) < 15
+        cluster.remove_node(node, allow_graceful=False)
+        output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    assert len(list(runs.glob("*.json"))) == 15
+    assert results(out) == results(tmp_path / "local")
+
+
+def test_a_failed_run_of_a_study_stops_no_other(cluster: Any, tmp_path: Path) -> None:
+    done = run("training", "study", tiny(tmp_path, FAILING), "--out", tmp_path / "out", *ray(cluster))
+    assert done.returncode == 1
+    assert "diverges, seed 0 failed: DivergedError: the training loss became" in done.stderr
+    assert done.stderr.strip().endswith("Error: 2 runs failed; the same command tries them again")
+    assert sum(len(result["runs"]) for result in results(tmp_path / "out")["results"]) == 6
+
+
+def test_a_deep_ensemble(cluster: Any, tmp_path: Path) -> None:
+    recipe = ["--dropout", "0.1,0.2", "--hidden-widths", "16", "--lr", "0.01", "--batch-size", "1000", "--epochs", "1"]
+    assert run("training", "fit", "YourDropoutModel", *recipe, "--out", tmp_path / "one").returncode == 0
+    for out, options in (("local", []), ("ray", ray(cluster))):
+        arguments: list[str | Path] = [
+            "ensemble",
+            tmp_path / "one",
+            "--members",
+            "3",
+            "--out",
+            tmp_path / out,
+            *options,
+        ]
+        done = run("training", *arguments, environment=ONE_THREAD)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Test accuracy") == 3
+    one = bundle.load(tmp_path / "one").card
+    local, ray_ones = (load_ensemble(tmp_path / out, one) for out in ("local", "ray"))
+    assert [member.card.name for member in ray_ones] == ["one-seed-1", "one-seed-2", "one-seed-3"]
+    assert [member.card for member in ray_ones] == [member.card for member in local]
+    again = run("training", "ensemble", tmp_path / "one", "--members", "3", "--out", tmp_path / "ray", *ray(cluster))
+    assert again.stdout.count("is trained already") == 3
+    assert not list((tmp_path / "ray").glob(".*"))
+
+
+def test_a_report(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network of one's own, whose code the workers are let run, with a deep ensemble beside it."""
+    monkeypatch.setenv("DROPOUT_NETWORKS", DIGITS)
+    write_digits(tmp_path)
+    imported("digits", tmp_path / "weights.safetensors", tmp_path / "digits", bundle_name="digits")
+    for seed in (1, 2):
+        other = saved(own_networks.digits(), tmp_path / "other.safetensors")
+        imported("digits", other, member_folder(tmp_path / "ensembles" / "digits", seed), bundle_name=f"seed-{seed}")
+    files: list[str | Path] = ["--data", tmp_path / "test.npz", "--calibration-data", tmp_path / "calibration.npz"]
+    ensembles: list[str | Path] = ["--ensembles", tmp_path / "ensembles"]
+    on_ray = ["--cache", str(tmp_path / "cache"), *ray(cluster)]
+    for out, options in (("local", ["--no-cache"]), ("ray", on_ray)):
+        done = run(
+            "calibration", "report", tmp_path / "digits", "--out", tmp_path / out, *files, *ensembles, *options,
+            environment=ONE_THREAD,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ("Predicting on ray" in done.stderr) == (out == "ray")
+        assert "Predicted here instead" not in done.stderr
+    found = {out: json.loads((tmp_path / out / "report.json").read_text()) for out in ("local", "ray")}
+    assert "deep_ensemble" in found["ray"]["models"][0]["strategies"]
+    assert without(found["ray"], "cost") == without(found["local"], "cost")
+    assert len(list((tmp_path / "cache").iterdir())) > 100, "predictions came from the cluster"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["training", "study", "notebook"],
+        ["training", "ensemble", "mlp"],
+        ["calibration", "report", "mlp", "--out", "nowhere"],
+        ["calibration", "score", "mlp", "docs", "--out", "nowhere"],
+    ],
+    ids=lambda arguments: arguments[1],
+)
+def test_an_address_without_a_cluster_is_one_clear_line(arguments: list[str]) -> None:
+    module, *rest = arguments
+    error = refused(module, *rest, "--address", "localhost:1", code=2)
+    assert "--address is for --engine ray" in error
+    assert not (ROOT / "nowhere").exists()
