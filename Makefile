@@ -62,11 +62,13 @@ data: setup ## find or fetch Fashion-MNIST, and MNIST if it can be had, and veri
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[peers]'
 	@touch $@
 
-bench: setup data .venv/.peers ## measure speed and error, beside other libraries, into benchmarks/results
+bench: setup data .venv/.peers .venv/.scale ## measure speed and error, beside other libraries, into benchmarks/results
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.variance
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.http
+	$(BIN)/python -m benchmarks.queue
+	$(BIN)/python -m benchmarks.scale
 
 study: setup data ## train the study's presets, in three and a half hours on two cores, and renew docs/study with them
 	for preset in notebook notebook-50 rates regularisers combinations networks small-data cnn; do \

@@ -30,7 +30,8 @@ class Answering:
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
         self._noted = Deferred(self._tell)
-        self._turn = ThreadPoolExecutor(max_workers=1)
+        self.turn = ThreadPoolExecutor(max_workers=1)
+        """Does what is too large to be done in the event loop."""
 
     async def content(self, question: Question) -> dict[str, Any]:
         """The answer as :mod:`service.responses` describes it."""
@@ -39,7 +40,7 @@ class Answering:
             content, started = _timed(question)
         else:
             # One that is given up before its turn is dropped; one that has begun is finished before the next begins.
-            content, started = await asyncio.get_running_loop().run_in_executor(self._turn, _timed, question)
+            content, started = await asyncio.get_running_loop().run_in_executor(self.turn, _timed, question)
         metrics.observe_stage("wait", started - arrived)
         metrics.observe_stage("predict", time.perf_counter() - started)
         self._noted.add((question, content))

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from service import run_folder
 from service.deferred import Deferred
 
-__all__ = ["Stage", "exposition", "observe_answers", "observe_request", "observe_stage"]
+__all__ = ["Stage", "exposition", "observe_answers", "observe_queue", "observe_request", "observe_stage"]
 
 PREFIX = "dropout_uncertainty_"
 ROUTES = frozenset({
@@ -53,6 +53,7 @@ _stages = Histograms(
     PREFIX + "stage_seconds", "Time that a request spends being read, decoded, waiting for its turn, predicted, "
     "encoded", ["stage"], buckets=SECONDS,
 )  # fmt: skip
+_queue = Histograms(PREFIX + "queue_seconds", "Time that what arrives waits for the worker", buckets=SECONDS)
 _rejected = Counter(PREFIX + "rejected_inputs", "Requests that were refused, by the error's code", ["code"])
 _labels = Counter(PREFIX + "predictions", "Predictions by label", ["model", "strategy", "label"])
 _abstentions = Counter(PREFIX + "abstentions", "Predictions abstained from, by reason", ["model", "strategy", "reason"])
@@ -81,6 +82,11 @@ def observe_request(path: str, status: int, code: str | None, seconds: float) ->
 def observe_stage(stage: Stage, seconds: float) -> None:
     """Count the time that one request spent in a stage."""
     _noted_stages.add((stage, seconds))
+
+
+def observe_queue(seconds: float) -> None:
+    """Count one look of :func:`service.queue.watch`."""
+    _queue.observe(seconds)
 
 
 def observe_answers(answers: Sequence[tuple[object, Mapping[str, Any]]]) -> None:

@@ -16,7 +16,7 @@ from bentoml import server_context
 from bentoml._internal.resource import system_resources
 from starlette.datastructures import State
 
-from service import metrics, openapi, run_folder
+from service import metrics, openapi, queue, run_folder
 from service.answering import Answering, Observer
 from service.catalogue import Catalogue
 from service.drift import DriftMonitor
@@ -47,6 +47,7 @@ def prepare(state: State, settings: Settings) -> Answering:
         request = openapi.example_request(predictor)
         predictor.answer(predictor.question(request.pixels(), request))
     _drain_before_the_end(state, settings.drain_seconds)
+    state.queue = asyncio.get_running_loop().create_task(queue.watch(answering.turn, metrics.observe_queue))
     # What exists now lives as long as the worker: full collections need not walk it, and can be rare.
     gc.collect()
     gc.freeze()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -25,6 +26,10 @@ from tests.command_line import ROOT
 from training.data import FashionMNISTSplits
 
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
+FILES = ROOT / "docs" / "deploy"
+KUBERNETES = FILES / "kubernetes.yaml"
+COMPOSE: dict[str, Any] = yaml.safe_load((FILES / "compose.yaml").read_text())
+NGINX = (FILES / "nginx.conf").read_text()
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 OWN = re.compile(r"dropout_uncertainty_\w+")
@@ -125,8 +130,11 @@ def test_log_lines_are_those_of_a_server(server: httpx.Client, server_log: Path)
 def expressions() -> Iterator[str]:
     for panel in PANELS:
         yield from (target["expr"] for target in panel.get("targets", []))
-    for group in yaml.safe_load(blocks("yaml")[1])["groups"]:
+    adapter, alerts = map(yaml.safe_load, blocks("yaml"))
+    for group in alerts["groups"]:
         yield from (rule["expr"] for rule in group["rules"])
+    for rule in adapter["rules"]:
+        yield rule["metricsQuery"].replace("{<<.LabelMatchers>>}", "").replace("<<.GroupBy>>", "job")
 
 
 @pytest.mark.parametrize("expression", sorted(set(expressions())))
@@ -178,15 +186,28 @@ def test_the_dashboards_panels_are_whole_and_in_their_places(samples: dict[str, 
 
 
 class TestKubernetes:
-    """The manifests are consistent with each other and with the service."""
+    """The manifests are as the API wants them, and consistent with each other and with the service."""
 
-    deployment, service, scaler = yaml.safe_load_all(blocks("yaml")[0])
+    deployment, service, scaler, budget = yaml.safe_load_all(KUBERNETES.read_text())
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
 
+    @pytest.mark.parametrize("version", ["1.28", "1.37"])
+    def test_schema(self, version: str) -> None:
+        checked = validated_by("kubernetes-validate", "--strict", "-k", version, str(KUBERNETES))
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert checked.stderr.count("passed for resource") + checked.stdout.count("passed for resource") == 4
+
+    def test_the_schema_sees_mistakes(self, tmp_path: Path) -> None:
+        for right, wrong in (("minReplicas: 2", "minReplicas: two"), ("readOnlyRootFilesystem", "readOnlyFilesystem")):
+            (tmp_path / "wrong.yaml").write_text(KUBERNETES.read_text().replace(right, wrong))
+            assert validated_by("kubernetes-validate", "--strict", str(tmp_path / "wrong.yaml")).returncode != 0
+
     def test_names_and_ports(self) -> None:
         (port,) = self.container["ports"]
-        assert f'"--port", "{port["containerPort"]}"' in blocks("dockerfile")[0]
+        assert f'"--port", "{port["containerPort"]}"' in (FILES / "Dockerfile").read_text()
+        assert self.budget["spec"]["selector"] == self.deployment["spec"]["selector"]
+        assert self.budget["spec"]["minAvailable"] < self.scaler["spec"]["minReplicas"]
         metadata = self.deployment["spec"]["template"]["metadata"]
         assert self.deployment["spec"]["selector"]["matchLabels"] == self.service["spec"]["selector"]
         assert self.service["spec"]["selector"] == metadata["labels"]
@@ -223,13 +244,60 @@ class TestKubernetes:
         (home,) = (entry["value"] for entry in self.container["env"] if entry["name"] == "BENTOML_HOME")
         assert home.startswith(mount["mountPath"] + "/")
 
+    def test_it_scales_by_what_the_adapter_gives(self) -> None:
+        adapter = yaml.safe_load(blocks("yaml")[0])
+        (pods,) = (metric["pods"] for metric in self.scaler["spec"]["metrics"] if metric["type"] == "Pods")
+        assert pods["metric"]["name"] == adapter["rules"][0]["name"]["as"]
+        milliseconds = re.fullmatch(r"(\d+)m", pods["target"]["averageValue"])
+        assert milliseconds
+        assert f"A target of {milliseconds.group(1)} ms" in DEPLOY
 
-def test_the_proxys_limits() -> None:
-    (nginx,) = blocks("nginx")
-    assert f"client_max_body_size {MAX_BODY_BYTES >> 20}m;" in nginx
-    seconds = re.search(r"proxy_read_timeout (\d+)s", nginx)
-    assert seconds
-    assert int(seconds.group(1)) > Settings.model_fields["timeout_seconds"].default
+
+def validated_by(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name(command), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+class TestCompose:
+    """The compose file is as the specification wants it, and consistent with nginx.conf and the service."""
+
+    server = COMPOSE["services"]["server"]
+
+    def test_schema(self, tmp_path: Path) -> None:
+        check = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+        checked = validated_by(*check, str(FILES / "compose.yaml"))
+        assert checked.returncode == 0, checked.stdout
+        wrong = (FILES / "compose.yaml").read_text().replace("read_only:", "readonly:")
+        (tmp_path / "compose.yaml").write_text(wrong)
+        assert validated_by(*check, str(tmp_path / "compose.yaml")).returncode != 0
+
+    def test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in [name for name in os.environ if name.startswith(PREFIX)]:
+            monkeypatch.delenv(name)
+        for name, value in self.server["environment"].items():
+            monkeypatch.setenv(name, re.sub(r"\$\{.*\}", "", value))
+        settings = load()
+        grace = re.fullmatch(r"(\d+)s", self.server["stop_grace_period"])
+        assert grace
+        assert int(grace.group(1)) > settings.drain_seconds + settings.timeout_seconds
+        assert self.server["deploy"]["resources"]["limits"]["cpus"] == str(settings.workers)
+        assert self.server["environment"]["BENTOML_HOME"].startswith(self.server["tmpfs"][0].partition(":")[0] + "/")
+
+    def test_the_balancer_finds_the_servers(self) -> None:
+        (port,) = self.server["expose"]
+        assert f"server server:{port} " in NGINX
+        assert f'"--port", "{port}"' in (FILES / "Dockerfile").read_text()
+        assert f"127.0.0.1:{port}/readyz" in self.server["healthcheck"]["test"][-1]
+        balancer = COMPOSE["services"]["balancer"]
+        assert balancer["volumes"] == ["./nginx.conf:/etc/nginx/nginx.conf:ro"]
+        assert balancer["ports"] == [f"{port}:{port}" for port in re.findall(r"listen (\d+);", NGINX)]
+
+    def test_the_balancers_limits(self) -> None:
+        assert f"client_max_body_size {MAX_BODY_BYTES >> 20}m;" in NGINX
+        seconds = re.search(r"proxy_read_timeout (\d+)s", NGINX)
+        assert seconds
+        assert int(seconds.group(1)) > float(self.server["environment"]["DROPOUT_TIMEOUT_SECONDS"])
 
 
 def test_a_keys_hash() -> None:

@@ -7,14 +7,17 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.answering import Answering
 from service.predictor import Question
-from tests.faults.clients import Answer, Client, Running, post
+from tests.faults.clients import Answer, Client, Running, post, running
 from tests.service.asking import refusal
 
 RAW = {"Content_Type": "application/octet-stream"}
@@ -100,3 +103,36 @@ def test_work_that_was_given_up_keeps_its_turn_until_it_ends() -> None:
 
     asyncio.run(give_up_often())
     assert slow.most == 1
+
+
+def waited(client: httpx.Client) -> tuple[float, float]:
+    """Seconds waited at all looks into the workers' queues, and how many these were."""
+    names = [f"dropout_uncertainty_queue_seconds_{part}" for part in ("sum", "count")]
+    values = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name in names
+    }
+    return values[names[0]], values[names[1]]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_the_queue_shows_that_there_is_too_much_to_do(tmp_path: Path, size: str) -> None:
+    """Of small requests, which are answered in the event loop and wait before they are read, and of large ones."""
+    images, samples, rounds = (64, 64, 20) if size == "small" else (256, 512, 2)
+    request = post(f"/predict_raw?samples={samples}", IMAGE * images, **RAW)
+    means = []
+    with running(tmp_path / "log", workers=1) as server, httpx.Client(timeout=30) as client:
+        client.base_url = httpx.URL(f"http://127.0.0.1:{server.port}")
+        for busy in (False, True):
+            before = waited(client)
+            if busy:
+                for _ in range(rounds):
+                    asyncio.run(all_at_once(server.port, [request] * 8))
+            else:
+                time.sleep(2)
+            after = waited(client)
+            means.append((after[0] - before[0]) / (after[1] - before[1]))
+    assert means[0] < 0.02
+    assert means[1] > max(5 * means[0], 0.01), means
