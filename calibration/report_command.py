@@ -80,7 +80,7 @@ def report_command(
         raise click.UsageError(
             f"two bundles have the same name, but for signs: {', '.join(names)}", click.get_current_context()
         )
-    chosen = chosen_engine(engine_name, 1, address)
+    chosen = chosen_engine(engine_name, address)
     # On this machine torch's threads are as good as processes.
     engine = None if engine_name == "local" else chosen
     try:
@@ -102,7 +102,7 @@ def report_command(
                     subjects, material, cache=cache, engine=engine,
                     on_images=lambda count: progress.advance(task, count),
                     on_ahead=lambda done, all_of_it: progress.update(ahead, completed=done, total=all_of_it),
-                    on_failure=lambda reason: progress.console.print(f"Predicted here instead: {reason}"),
+                    on_failure=lambda reason: progress.console.print(f"Predicted here instead: {reason}", markup=False),
                 )  # fmt: skip
             with error_console().status("Drawing"):
                 calibration_report.write(report, material, folder)

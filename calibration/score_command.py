@@ -77,12 +77,16 @@ def score_command(
     in_parts = out.is_dir() or not out.suffix
     if not in_parts and out.suffix.lower() not in scoring.SUFFIXES:
         known = " or ".join(scoring.SUFFIXES)
-        raise click.BadParameter(f"{out} should end in {known}, or be a folder", param_hint="'--out'")
+        raise click.BadParameter(
+            f"{out} should end in {known}, or be a folder: one that is there, or a name without a dot",
+            param_hint="'--out'",
+        )
     if not in_parts and (engine_name != "local" or workers):
         raise click.UsageError(
             "--engine and --workers are for a table in parts: name a folder with --out", click.get_current_context()
         )
-    engine = chosen_engine(engine_name, workers or torch.get_num_threads(), address)
+    _refuse_in_the_way(source, out, in_parts=in_parts)
+    engine = chosen_engine(engine_name, address, workers=workers, default=torch.get_num_threads())
     bundle = bundles.load(bundle_name)
     strategy = build_strategy(bundle, strategy_name, samples)
     card, size = bundle.card, scoring.images_at_once(bundle.card.input)
@@ -122,3 +126,12 @@ def score_command(
             f"Error: {len(failures)} of {len(found)} parts are missing; the same command tries them again", err=True
         )
     return 1 if failures else 0
+
+
+def _refuse_in_the_way(source: Path, out: Path, *, in_parts: bool) -> None:
+    """Where scores would be written over images, or be taken for some the next time."""
+    place, images = out.resolve(), source.resolve()
+    if place == images or (images.is_dir() and images in place.parents):
+        raise click.BadParameter(f"{out} is where the images are: name another place", param_hint="'--out'")
+    if in_parts and out.exists() and not out.is_dir():
+        raise click.BadParameter(f"{out} is a file: name a folder, or end it in .parquet or .csv", param_hint="'--out'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +26,9 @@ __all__ = ["PART", "SUMMARY", "Job", "Outcome", "score_parts"]
 PART = "part-{:05}.parquet"
 SUMMARY = "_summary.json"
 """Readers of folders of Parquet files pass over names that begin so."""
+LEFT_BEHIND = ".part-*.parquet.*"
+OLD_SECONDS = 3600
+"""After which what a worker that was killed had begun to write is not still being written."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,6 @@ def score_parts(
     images that are no longer there.
     """
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     names = [PART.format(number) for number in range(len(found))]
     scorer = _scorer(job)
     _refuse_unless_ours(folder, names, scorer.metadata)
@@ -84,11 +87,13 @@ def score_parts(
     if waiting:
         (folder / SUMMARY).unlink(missing_ok=True)
     failures = {}
-    for (name, _), result in engine.map(_score_part, waiting, (job, folder)):
+    for (name, piece), result in engine.map(_score_part, waiting, (job, folder)):
         if isinstance(result, TaskError):
             failures[name] = str(result)
-        elif not (folder / name).exists():
-            failures[name] = f"it was written on another machine, whose {folder} is not this one's: share the folder"
+        elif _finished(folder / name, piece) is None:
+            failures[name] = (
+                f"it is not in {folder} as its worker wrote it: share the folder, and don't change the images meanwhile"
+            )
         else:
             scores.append(result)
             on_images(result.images)
@@ -109,7 +114,8 @@ def _score_part(shared: tuple[Job, Path], task: tuple[str, Piece]) -> Scores:
     (job, folder), (name, piece) = shared, task
     torch.set_num_threads(1)
     scorer = _scorer(job)
-    identity, _ = pieces.stamp(piece)
+    # Before they are read: if they change meanwhile, this part is not of them as they are then.
+    identity = pieces.stamp(piece)
     table = scorer(pieces.read(piece, scorer.card.classes, scorer.card.input))
     scores = Scores.of(table)
     with storage.new_file(folder / name) as file:
@@ -126,10 +132,12 @@ def _scorer(job: Job) -> Scorer:
 
 
 def _refuse_unless_ours(folder: Path, names: Collection[str], metadata: dict[str, str]) -> None:
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir()) if folder.exists() else []:
         if file.name == SUMMARY or file.name.startswith("."):
+            if fnmatchcase(file.name, LEFT_BEHIND) and time.time() - file.stat().st_mtime > OLD_SECONDS:
+                file.unlink(missing_ok=True)
             continue
-        if not fnmatchcase(file.name, PART.replace("{:05}", "*")):
+        if not fnmatchcase(file.name, "part-*.parquet"):
             raise FileExistsError(f"{folder} holds something else than scores, as {file.name}")
         there = _metadata(file)
         unlike = next((key for key, value in metadata.items() if there is not None and there.get(key) != value), None)
@@ -144,8 +152,7 @@ def _refuse_unless_ours(folder: Path, names: Collection[str], metadata: dict[str
 def _finished(path: Path, piece: Piece) -> Scores | None:
     """What the part at ``path`` comes to; ``None`` if there is none of ``piece`` as it is now."""
     there = _metadata(path) if path.exists() else None
-    identity, changed = pieces.stamp(piece)
-    if there is None or there.get("piece") != identity or path.stat().st_mtime_ns < changed:
+    if there is None or there.get("piece") != pieces.stamp(piece):
         return None
     return Scores(**json.loads(there["scores"]))
 

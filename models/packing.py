@@ -10,14 +10,15 @@ from pathlib import Path
 from models import bundle as bundles
 from models.bundle import Bundle
 from models.networks import own
-from models.sealed import FILES, REPORT
+from models.sealed import CALIBRATION, CARD, SCORES, WEIGHTS
 
 __all__ = ["PackedBundle"]
 
 
 @dataclass(frozen=True)
 class PackedBundle:
-    """The files of a bundle, but for its report, with their content; and the networks of the user's own that this
+    """The files of a bundle that was loaded, with their content, but for its report, and its calibration if it was
+    loaded without; and the networks of the user's own that this
     process trusts."""
 
     files: tuple[tuple[str, bytes], ...]
@@ -26,7 +27,7 @@ class PackedBundle:
     @classmethod
     def of(cls, bundle: Bundle) -> PackedBundle:
         """What is in the bundle's folder now."""
-        wanted = [pattern for pattern in FILES if pattern != REPORT.format("*")]
+        wanted = [WEIGHTS, CARD] if bundle.calibration is None else [WEIGHTS, CARD, CALIBRATION, SCORES.format("*")]
         files = sorted(
             file for file in bundle.path.iterdir() if any(fnmatchcase(file.name, pattern) for pattern in wanted)
         )

@@ -181,7 +181,7 @@ def ensemble_command(
     card = bundle.load(bundle_name, calibrated=False).card
     out = out or bundling.ENSEMBLES / card.name
     first = bundling.recipe_of(card).seed + 1
-    engine = chosen_engine(engine_name, 1, address)
+    engine = chosen_engine(engine_name, address)
     splits = data.load(data_folder, split_seed=card.data.split_seed if card.data else data.DEFAULT_SPLIT_SEED)
     waiting = []
     for seed in range(first, first + members):
@@ -193,7 +193,7 @@ def ensemble_command(
             waiting.append(seed)
     trained = (
         train_members(card, waiting, out, engine, splits)
-        if engine_name == "ray"
+        if engine_name != "local"
         else ((seed, _member(card, seed, out, splits)) for seed in waiting)
     )
     failures = []

@@ -61,12 +61,17 @@ def engine_options(function: Decorated) -> Decorated:
     return named(address(function))
 
 
-def chosen_engine(name: str, workers: int, address: str | None) -> Engine:
-    """What the :func:`engine_options` say. Raises :class:`click.ClickException` if it can't be had."""
-    if address and name != "ray":
+def chosen_engine(name: str, address: str | None, *, workers: int | None = None, default: int = 1) -> Engine:
+    """What the :func:`engine_options` say, and an option of as many ``workers`` here, else the ``default``. Raises
+    :class:`click.ClickException` if it can't be had."""
+    if address and name == "local":
         raise click.UsageError("--address is for --engine ray", click.get_current_context())
+    if workers and name != "local":
+        raise click.UsageError(
+            "--workers is for --engine local: processes of this machine", click.get_current_context()
+        )
     try:
-        return engines.build(name, workers=workers, address=address)
+        return engines.build(name, workers=workers or default, address=address)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
 

@@ -80,12 +80,15 @@ def split(path: Path, classes: Sequence[str] | None, inputs: InputRecord, *, siz
     Raises :class:`~training.data.DataError` that says which file or array is wrong, why, and what to do; of pictures,
     and of the values in arrays, nothing is read yet.
     """
+    path = path.absolute()
     if not path.is_dir():
         return list(_rows(path, "", classes, inputs, size))
     entries = _visible(path, () if classes is None else _folders(classes))
     files = [entry for entry in entries if arrays.is_array_file(entry)]
     if not files:
         return list(_pictures(path, entries, classes, size))
+    # What writes folders of tables leaves notes beside them.
+    entries = [entry for entry in entries if not entry.name.startswith("_")]
     if len(files) < len(entries):
         other = next(entry for entry in entries if entry not in files)
         raise DataError(
@@ -137,19 +140,19 @@ def read(
     )
 
 
-def stamp(piece: Piece) -> tuple[str, int]:
-    """What tells ``piece`` from others: a hash of the names and sizes of its files and of which images of them it has;
-    and when the last of them was changed or put there, in nanoseconds since 1970."""
+def stamp(piece: Piece) -> str:
+    """A hash that tells ``piece`` from others, and from itself before its files were changed, or others put in their
+    place: of their paths, sizes and times, and of which images of them it has. Raises ``OSError`` if one is not there.
+    """
     if isinstance(piece, Rows):
         files = arrays.files_of(piece.file)
         which = f"{piece.prefix} {piece.start} {piece.stop}"
     else:
         files = [piece.folder / file for file in piece.files]
-        which = f"{piece.files} {piece.labels}"
-    found = [file.stat() for file in files]
-    sizes = [each.st_size for each in found]
-    told = f"{which} {sizes}".encode(errors="backslashreplace")
-    return hashlib.sha256(told).hexdigest(), max(max(each.st_mtime_ns, each.st_ctime_ns) for each in found)
+        which = f"{piece.labels}"
+    states = [(file, file.stat()) for file in files]
+    told = [(str(file), state.st_size, state.st_mtime_ns, state.st_ctime_ns) for file, state in states]
+    return hashlib.sha256(f"{which} {told}".encode(errors="backslashreplace")).hexdigest()
 
 
 def _rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
@@ -34,9 +35,13 @@ def predict_ahead(
     report will then do itself.
     """
     packed = PackedBundle.of(predictions.bundle), tuple(map(PackedBundle.of, predictions.ensemble))
-    waiting = [request for request in requests if not predictions.is_kept(request)]
-    done, total = 0, sum(len(request.pixels) for request in waiting)
-    for request, found in engine.map(_predict, waiting, packed):
+    waiting: dict[str, Request] = {}
+    for request in requests:
+        key = predictions.key(request)
+        if not predictions.cache.holds(key):
+            waiting.setdefault(json.dumps(key, sort_keys=True), request)
+    done, total = 0, sum(len(request.pixels) for request in waiting.values())
+    for request, found in engine.map(_predict, waiting.values(), packed):
         done += len(request.pixels)
         on_images(done, total)
         if isinstance(found, TaskError):

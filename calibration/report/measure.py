@@ -41,8 +41,11 @@ def measure(
         predictions = Predictions(subject.bundle, subject.ensemble, cache, on_images)
         measures = Measures(subject, predictions, material)
         if engine is not None:
+            # What these ask for is told of when the report asks again.
+            predictions.on_images = lambda _: None
             for requests in (measures.foreseen, measures.foreseen_next):
                 predict_ahead(predictions, requests(), engine, on_images=on_ahead, on_failure=on_failure)
+            predictions.on_images = on_images
         models.append(measures.report())
         defaults.append((subject.bundle.card.name, measures.measured[measures.default]))
     sampled = any(model.interpretation for model in models)

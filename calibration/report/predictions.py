@@ -90,17 +90,18 @@ class Predictions:
         def compute() -> dict[str, Tensor]:
             return vars(self.strategy(way).summarise(self.bundle.prepare(pixels), scaling, on_images=on_images))
 
-        found = PredictiveSummary(**self.cache.get(self._summary_key(Request(way, scaling, pixels)), compute))
+        found = PredictiveSummary(**self.cache.get(self.key(Request(way, scaling, pixels)), compute))
         self.on_images(len(pixels) - reported)
         return found
 
-    def is_kept(self, request: Request) -> bool:
-        """Whether the cache has the summary."""
-        return self.cache.holds(self._summary_key(request))
+    def key(self, request: Request) -> dict[str, object]:
+        """What the summary depends on, as JSON: the cache's key."""
+        scaling = request.scaling.model_dump()
+        return {**self._key(request.way), "scaling": scaling, "images": digest(request.pixels)}
 
     def keep(self, request: Request, summary: PredictiveSummary) -> None:
         """Put into the cache what was predicted elsewhere."""
-        self.cache.put(self._summary_key(request), vars(summary))
+        self.cache.put(self.key(request), vars(summary))
 
     def scaling(self, way: Way, images: LabelledImages) -> FittedScaling:
         """The scaling that fits ``images``, which must not be those that something is measured on."""
@@ -148,10 +149,6 @@ class Predictions:
             )
             for name, found in seconds.items()
         }
-
-    def _summary_key(self, request: Request) -> dict[str, object]:
-        scaling = request.scaling.model_dump()
-        return {**self._key(request.way), "scaling": scaling, "images": digest(request.pixels)}
 
     def _key(self, way: Way) -> dict[str, object]:
         bundles = self.ensemble if way.strategy == DEEP_ENSEMBLE else [self.bundle]

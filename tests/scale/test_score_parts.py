@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import struct
 import subprocess
 import sys
 import threading
@@ -15,22 +17,27 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from pyarrow import dataset, parquet
+from pyarrow import csv, dataset, parquet
 
 from calibration import score as scoring
 from calibration.__main__ import main
-from calibration.score_parts import SUMMARY
+from calibration.score_parts import SUMMARY, Job, score_parts
 from models import bundle
 from models.networks import own
+from models.packing import PackedBundle
 from tests import own_networks
 from tests.calibration.own_bundles import DIGITS, imported, saved
 from tests.command_line import ROOT, run
 from tests.scale.cluster import NODE, cluster_of
+from training import engines, pieces
 from training.data import CLASSES, FashionMNISTSplits
 
+LIMIT = 2 * 2**30
+"""Of memory, in bytes."""
 SIZE = 16
 """Of a part, in images."""
 
@@ -49,7 +56,8 @@ def images(fashion: FashionMNISTSplits, tmp_path_factory: pytest.TempPathFactory
 
 
 def score(source: Path, out: Path, *options: str, name: str | Path = "mlp") -> Result:
-    return CliRunner().invoke(main, ["score", str(name), str(source), "--out", str(out), "--workers", "2", *options])
+    workers = [] if "--engine" in options else ["--workers", "2"]
+    return CliRunner().invoke(main, ["score", str(name), str(source), "--out", str(out), *workers, *options])
 
 
 def ray(cluster: Any) -> list[str]:
@@ -92,7 +100,9 @@ def test_parts_are_the_table(shipped: bundle.Bundle, images: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["npz", "pictures", "own"])
-def test_a_cluster_gives_the_same_bytes(kind: str, cluster: Any, images: Path, tmp_path: Path) -> None:
+def test_a_cluster_gives_the_same_bytes(
+    kind: str, cluster: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     name: str | Path = "mlp"
     source, options = images, list[str]()
     if kind == "pictures":
@@ -108,6 +118,9 @@ def test_a_cluster_gives_the_same_bytes(kind: str, cluster: Any, images: Path, t
         name, options = imported("digits", weights, tmp_path / "own").path, ["--network", DIGITS]
         np.savez(tmp_path / "digits.npz", np.random.default_rng(0).integers(0, 17, (50, 8, 8)).astype(np.float32))
         source = tmp_path / "digits.npz"
+    # By a path that leads elsewhere from where the nodes were started.
+    monkeypatch.chdir(tmp_path)
+    source = Path(os.path.relpath(source))
     for engine, out in (([], tmp_path / "local"), (ray(cluster), tmp_path / "ray")):
         done = score(source, out, *engine, *options, name=name)
         assert done.exit_code == 0, done.output
@@ -147,6 +160,93 @@ def test_parts_of_images_that_changed_are_made_anew(images: Path, tmp_path: Path
     assert parquet.read_table(out)["image"].to_pylist() == [
         f"{file}.npz/{row}" for file in range(4) for row in range(10)
     ]
+
+
+def test_other_images_of_the_same_size_are_others(images: Path, tmp_path: Path) -> None:
+    """Older than the parts, and by the same name: what tells them apart is where they are."""
+    pixels = np.load(images)["images"][:20]
+    for folder, content in (("one", pixels), ("two", pixels[::-1])):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "images.npz", content)
+    found = {}
+    for folder in ("one", "two"):
+        done = score(tmp_path / folder / "images.npz", tmp_path / "scores")
+        assert done.exit_code == 0
+        found[folder] = parquet.read_table(tmp_path / "scores")["confidence"].to_pylist()
+    assert found["one"] == pytest.approx(found["two"][::-1], abs=2e-6)
+    assert found["one"] != found["two"]
+
+
+def test_images_that_change_while_they_are_scored_are_scored_again(images: Path, tmp_path: Path) -> None:
+    pixels = np.load(images)["images"][:20]
+    np.savez(tmp_path / "images.npz", pixels)
+    card = bundle.load("mlp").card
+
+    class Meanwhile:
+        """An engine on which others write, once a part is under way."""
+
+        def map(self, function: Any, tasks: Any, shared: Any) -> Iterator[tuple[Any, Any]]:
+            for task in tasks:
+                found = function(shared, task)
+                np.savez(tmp_path / "images.npz", pixels[::-1])
+                yield task, found
+
+    job = Job(PackedBundle.of(bundle.load("mlp")), "weight_scaling", 1, 0.9, 0.05)
+    found = pieces.split(tmp_path / "images.npz", card.classes, card.input)
+    outcome = score_parts(job, found, tmp_path / "scores", Meanwhile())
+    assert "don't change the images meanwhile" in outcome.failures["part-00000.parquet"]
+    assert not (tmp_path / "scores" / SUMMARY).exists()
+    outcome = score_parts(job, found, tmp_path / "scores", engines.build("local", workers=1))
+    assert not outcome.failures
+    one = CliRunner().invoke(
+        main,
+        [
+            "score",
+            "mlp",
+            str(tmp_path / "images.npz"),
+            "--out",
+            str(tmp_path / "one.csv"),
+            "--strategy",
+            "weight_scaling",
+        ],
+    )
+    assert one.exit_code == 0
+    confidences = csv.read_csv(tmp_path / "one.csv")["confidence"].to_pylist()
+    assert parquet.read_table(tmp_path / "scores")["confidence"].to_pylist() == pytest.approx(confidences, abs=2e-6)
+
+
+def test_scores_are_not_written_among_images(images: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    np.savez(shards / "0.npz", np.load(images)["images"][:3])
+    (tmp_path / "file").touch()
+    for source, out, message in (
+        (shards, shards, "is where the images are"),
+        (shards, shards / "scores", "is where the images are"),
+        (shards, shards / "scores.parquet", "is where the images are"),
+        (images, images, "should end in .parquet or .csv, or be a folder: one that is there, or a name without a dot"),
+        (shards, tmp_path / "file", "file is a file: name a folder, or end it in .parquet or .csv"),
+    ):
+        done = CliRunner().invoke(main, ["score", "mlp", str(source), "--out", str(out)])
+        assert done.exit_code == 2
+        assert message in " ".join(done.output.split())
+    assert list(content(shards)) == ["0.npz"]
+    again = tmp_path / "again.parquet"
+    table = pa.table({"image": [row.tobytes() for row in np.load(images)["images"][:3]]})
+    parquet.write_table(table, again)
+    done = CliRunner().invoke(main, ["score", "mlp", str(again), "--out", str(again)])
+    assert "is where the images are" in " ".join(done.output.split())
+
+
+def test_what_a_killed_worker_left_behind_is_removed_in_time(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    out.mkdir()
+    for name in (".part-00000.parquet.old", ".part-00000.parquet.new", ".notes"):
+        (out / name).touch()
+    for name in (".part-00000.parquet.old", ".notes"):
+        os.utime(out / name, (1, 1))
+    assert score(images, out, "--strategy", "weight_scaling").exit_code == 0
+    assert {name for name in content(out) if name.startswith(".")} == {".part-00000.parquet.new", ".notes"}
 
 
 def test_other_scores_and_files_are_never_mixed_in(images: Path, tmp_path: Path) -> None:
@@ -267,20 +367,25 @@ def test_a_command_that_is_killed_goes_on_where_it_was(many: Path, expected: dic
 
 
 def test_a_million_images_in_bounded_memory(tmp_path: Path) -> None:
-    """The whole of it: the command, Ray's own processes, and a worker on each of two nodes."""
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    np.savez(shards / "00.npz", np.random.default_rng(0).integers(0, 256, (100_000, 28, 28), dtype=np.uint8))
-    for number in range(1, 10):
-        (shards / f"{number:02}.npz").hardlink_to(shards / "00.npz")
+    """In one file of 3 GB, half of it holes. What is measured is the whole: the command, Ray's own processes, and a
+    worker on each of two nodes."""
+    path = tmp_path / "images-idx3-ubyte"
+    some = np.random.default_rng(0).integers(0, 256, (1000, 28, 28)).astype(">f4").tobytes()
+    with path.open("wb") as file:
+        file.write(struct.pack(">HBB3I", 0, 13, 3, 1_000_000, 28, 28))
+        for _ in range(500):
+            file.write(some)
+        file.truncate(16 + 1_000_000 * 784 * 4)
+    assert path.stat().st_size > LIMIT
     out = tmp_path / "scores"
     with cluster_of(2) as cluster, peak_memory() as peak:
         options = ["--strategy", "weight_scaling", *ray(cluster)]
-        done = run("calibration", "score", "mlp", shards, "--out", out, *options)
+        done = run("calibration", "score", "mlp", path, "--out", out, *options)
+    path.unlink()
     assert done.returncode == 0, done.stderr
     assert "Images scored: 1,000,000" in done.stdout
     assert sum(parquet.read_metadata(file).num_rows for file in out.glob("part*")) == 1_000_000
-    assert 0.1e9 < max(peak) < 2 * 2**30, f"{max(peak) / 2**20:.0f} MiB"
+    assert 0.1e9 < max(peak) < LIMIT, f"{max(peak) / 2**20:.0f} MiB"
 
 
 @contextmanager

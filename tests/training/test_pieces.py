@@ -44,7 +44,7 @@ def save_idx(folder: Path, suffix: str = "", kind: int = 8, dtype: str = ">u1") 
 
 
 def save_table(folder: Path, images: pa.Array | list[Any], **columns: Any) -> Path:
-    table = pa.table({"image": images, "label": LABELS, **columns})
+    table = pa.table({"image": images, "label": columns.get("labels", LABELS)})
     parquet.write_table(table, folder / "some.parquet", row_group_size=7)
     return folder / "some.parquet"
 
@@ -175,6 +175,25 @@ def other_columns(folder: Path) -> Path:
     return folder / "some.parquet"
 
 
+def two_columns(folder: Path) -> Path:
+    table = pa.Table.from_arrays([flat(PIXELS, pa.uint8())] * 2, ["image", "image"])
+    parquet.write_table(table, folder / "some.parquet")
+    return folder / "some.parquet"
+
+
+def labels_alone(folder: Path) -> Path:
+    save_idx(folder).unlink()
+    return folder
+
+
+def altered_gz(folder: Path) -> Path:
+    path = save_idx(folder, ".gz")
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    content[1000] ^= 1
+    path.write_bytes(content)
+    return path
+
+
 def two_kinds(folder: Path) -> Path:
     save_npz(folder, images=PIXELS)
     Image.new("L", (28, 28)).save(folder / "a.png")
@@ -220,7 +239,15 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         "`image` in .* are of type int64; they should be uint8",
     ),
     "missing": (lambda folder: save_table(folder, [None, *PIXELS.reshape(IMAGES, -1)[1:].tolist()]), "rows are empty"),
-    "text": (lambda folder: save_table(folder, ["a"] * IMAGES), "`image` in .* are of type object"),
+    "text": (lambda folder: save_table(folder, ["a"] * IMAGES), "are of type string; they should be lists"),
+    "class names": (
+        lambda folder: save_table(folder, flat(PIXELS, pa.uint8()), labels=["Bag"] * IMAGES),
+        "`label` in .* are of type string; they should be integers",
+    ),
+    "two columns": (two_columns, "has 2 columns `image`; leave one"),
+    "labels alone": (labels_alone, "labels-idx1-ubyte holds labels, and no images"),
+    "longer idx": (lambda folder: spoilt(folder, lambda content: content + b"x"), "it goes on after its end"),
+    "altered gz": (altered_gz, "can't be read: CRC check failed"),
     "two kinds": (two_kinds, r"holds both files of arrays, as some\.npz, and others, as a\.png: part them"),
     "half labelled": (half_labelled, r"more\.npz holds labels, and .*some\.npz does not"),
     "label": (with_a_bad_label, r"in 0\.\.9, indices of classes; at index 21 is 10"),
@@ -241,33 +268,72 @@ def test_what_is_wrong_is_told(tmp_path: Path, case: str) -> None:
         read_all(path)
 
 
-def test_a_stamp_tells_whether_a_piece_is_still_the_same(tmp_path: Path) -> None:
+def test_a_stamp_tells_whether_a_piece_is_still_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_idx(tmp_path)
-    first, second = pieces.split(path, CLASSES, INPUTS, size=12)
-    before = pieces.stamp(first)
-    assert pieces.stamp(first) == before
-    assert pieces.stamp(second)[0] != before[0]
-    time.sleep(0.02)  # A file system's clock goes in steps.
+
+    def stamps() -> list[str]:
+        time.sleep(0.02)  # A file system's clock goes in steps.
+        return [pieces.stamp(piece) for piece in pieces.split(path, CLASSES, INPUTS, size=12)]
+
+    seen = [stamps()]
+    assert stamps() == seen[0]
     os.utime(path, (1, 1))
-    assert pieces.stamp(first)[0] == before[0]
-    assert pieces.stamp(first)[1] > before[1], "put there since, however old"
-    now = pieces.stamp(first)
+    seen.append(stamps())
     labels = tmp_path / "some-labels-idx1-ubyte"
-    time.sleep(0.02)
     labels.write_bytes(labels.read_bytes())
-    assert pieces.stamp(first)[1] > now[1], "its labels may be others"
+    seen.append(stamps())
     labels.unlink()
-    assert pieces.stamp(pieces.split(path, CLASSES, INPUTS, size=12)[0])[0] != before[0]
-    for name in ("a", "b"):
-        Image.new("L", (28, 28)).save(tmp_path / f"{name}.png")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.png").rename(pictures / f"{name}.png")
-    (piece,) = pieces.split(pictures, CLASSES, INPUTS)
-    before = pieces.stamp(piece)
-    (pictures / "b.png").write_bytes(b"something longer" * 100)
-    assert pieces.stamp(piece)[0] != before[0]
+    seen.append(stamps())
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    seen.append(stamps())
+    monkeypatch.chdir(tmp_path)
+    path = Path(path.name)
+    assert stamps() == seen[-1], "the same file by another way"
+    path = tmp_path / "other-images-idx3-ubyte"
+    path.write_bytes(content)
+    seen.append(stamps())
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    path = folder
+    for name in "ab":
+        Image.new("L", (28, 28)).save(folder / f"{name}.png")
+    seen.append(stamps())
+    Image.new("L", (28, 28), 1).save(folder / "b.png")
+    seen.append(stamps())
+    every = [stamp for each in seen for stamp in each]
+    assert len(set(every)) == len(every)
+
+
+def test_notes_of_what_wrote_shards_are_passed_over(tmp_path: Path) -> None:
+    folder = save_shards(tmp_path)
+    (folder / "_SUCCESS").touch()
+    (folder / "._0.npz").touch()
+    assert len(own_images.read(folder, CLASSES)) == IMAGES
+
+
+def test_labels_may_be_packed_otherwise_than_images(tmp_path: Path) -> None:
+    path = save_idx(tmp_path, ".gz")
+    labels = tmp_path / "some-labels-idx1-ubyte.gz"
+    labels.with_suffix("").write_bytes(gzip.decompress(labels.read_bytes()))
+    labels.unlink()
+    found = own_images.read(path, CLASSES).labels
+    assert found is not None
+    assert np.array_equal(found.numpy(), LABELS)
+
+
+def test_nearly_black_images_are_no_scaled_ones(tmp_path: Path) -> None:
+    """Wherever they are cut from the others."""
+    pixels = PIXELS.astype(np.float32)
+    pixels[10:] = 0
+    pixels[22, 0, 0] = 1
+    path = save_npz(tmp_path, images=pixels)
+    for size in (None, 10, 3):
+        assert sum(len(pieces.read(piece, CLASSES, INPUTS)) for piece in pieces.split(path, CLASSES, INPUTS, size=size))
+    path = save_npz(tmp_path, images=pixels / 255)
+    with pytest.raises(DataError, match="as if scaled"):
+        read_all(path)
 
 
 def test_a_large_file_is_not_read_to_find_its_end(tmp_path: Path) -> None:

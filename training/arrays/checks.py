@@ -43,7 +43,8 @@ class ArrayFile:
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """The images from ``start`` to before ``stop`` as :func:`checked_pixels` gives them; and their labels, int64,
-        if there are any. All of a file at once is held against its checksum too, where it has one.
+        if there are any. A checksum is held against what is read only as far as the format can: an
+        .npz file's when all of it is read at once, that of an idx file packed with gzip when its end is.
 
         Raises :class:`~training.data.DataError` for what can't be read, and for labels that are no such indices.
         """
@@ -84,7 +85,8 @@ def checked_pixels(
         raise DataError(
             f"{place} have pixels that are NaN or outside 0..{most}, first at index {first + wrong[0]}; mend them"
         )
-    if array.dtype != np.uint8 and 0 < array.max() <= 1 < inputs.maximum:
+    # Told by a file's first images, wherever it is cut: later ones may be nearly black.
+    if not first and array.dtype != np.uint8 and 0 < array.max() <= 1 < inputs.maximum:
         raise DataError(f"{place} have no pixel above 1, as if scaled to 0..1; multiply them by {most}")
     # What can't be written to is copied: a tensor can.
     found = np.require(flat, np.uint8 if array.dtype == np.uint8 else np.float32, ["C", "W"])

@@ -31,8 +31,10 @@ def is_idx(path: Path) -> bool:
 
 def labels_of(path: Path) -> Path | None:
     """The file beside that of images at ``path`` that holds their labels."""
-    beside = path.with_name(re.sub(r"images(.idx)\d", r"labels\g<1>1", path.name))
-    return beside if is_idx(path) and beside != path and beside.is_file() else None
+    plain = re.sub(r"images(.idx)\d", r"labels\g<1>1", path.name).removesuffix(".gz")
+    if not is_idx(path) or plain == path.name.removesuffix(".gz"):
+        return None
+    return next(filter(Path.is_file, (path.with_name(plain), path.with_name(f"{plain}.gz"))), None)
 
 
 @contextmanager
@@ -41,6 +43,8 @@ def opened(path: Path, classes: Sequence[str] | None, inputs: InputRecord) -> It
     name, beside = f"the images in {path}", None if classes is None else labels_of(path)
     labels_name = f"the labels in {beside}"
     with _array(path) as images:
+        if len(images.shape) == 1 and "labels" in path.name:
+            raise DataError(f"{path} holds labels, and no images: name the file of images, or put it beside this one")
         check_kind(images.dtype, images.shape, name, inputs)
         if beside is None:
             yield ArrayFile(images.shape[0], name, images.rows, labels_name, None, classes, inputs)
@@ -59,7 +63,11 @@ class _Array:
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         try:
-            return read_rows(self.file, 4 + 4 * len(self.shape), self.dtype, self.shape, start=start, stop=stop)
+            found = read_rows(self.file, 4 + 4 * len(self.shape), self.dtype, self.shape, start=start, stop=stop)
+            # At its end a compressed file is held against its checksum.
+            if stop == self.shape[0] and self.file.read(1):
+                raise ValueError("it goes on after its end")
+            return found
         except UNREADABLE as error:
             raise DataError(f"{self.path} can't be read: {error}; get it anew") from error
 

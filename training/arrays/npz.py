@@ -79,11 +79,13 @@ class _Member:
     def of(cls, path: Path, file: BufferedIOBase, arrays: Any, name: str) -> _Member:
         place = f"`{name}` in {path}"
         try:
-            info = next(each for each in arrays.zip.infolist() if each.filename in (name, f"{name}.npy"))
+            info = arrays.zip.getinfo(name if name in arrays.zip.namelist() else f"{name}.npy")
             with arrays.zip.open(info) as stream:
                 if stream.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
                     raise DataError(f"{place} is not an array; {HOW_TO_SAVE}")
                 version, _ = stream.read(2)
+                if version not in HEADERS:
+                    raise ValueError(f"version {version} of its format is for arrays of records")
                 shape, by_column, dtype = HEADERS[version](stream)
                 header = stream.tell()
             if dtype.hasobject:
@@ -91,7 +93,7 @@ class _Member:
             file.seek(info.header_offset + 26)
             # Of the name and of what follows it, before what is stored.
             lengths = int.from_bytes(file.read(2), "little"), int.from_bytes(file.read(2), "little")
-        except (*UNREADABLE, KeyError) as error:
+        except UNREADABLE as error:
             raise _unreadable(place, error) from error
         in_rows = info.compress_type == zipfile.ZIP_STORED and not by_column
         offset = info.header_offset + 30 + sum(lengths) + header if in_rows else None

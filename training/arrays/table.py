@@ -37,6 +37,12 @@ def opened(path: Path, classes: Sequence[str] | None, inputs: InputRecord) -> It
         if image is None:
             found = ", ".join(names) or "none"
             raise DataError(f"{path} does not have a column `image`, but {found}; rename the one that holds the images")
+        for name in filter(None, (image, label)):
+            if names.count(name) > 1:
+                raise DataError(f"{path} has {names.count(name)} columns `{name}`; leave one")
+        kind = None if label is None else file.schema_arrow.field(label).type
+        if kind is not None and not types.is_integer(kind.value_type if types.is_dictionary(kind) else kind):
+            raise DataError(f"`{label}` in {path} are of type {kind}; they should be integers, indices of classes")
         table = _Table(path, file, inputs)
         yield ArrayFile(
             file.metadata.num_rows,
@@ -56,16 +62,20 @@ class _Table:
     inputs: InputRecord
 
     def column(self, name: str, start: int, stop: int) -> Any:
-        """Of the rows from ``start`` to before ``stop``. As many are read at a time as were written together."""
+        """Of the rows from ``start`` to before ``stop``. Those before them that were written together with them are
+        read too, but not kept."""
         parts: list[Any] = []
         try:
             first = 0
             for group in range(self.file.num_row_groups):
                 after = first + self.file.metadata.row_group(group).num_rows
                 if first < stop and after > start:
-                    inside = max(start - first, 0)
-                    found = self.file.read_row_group(group, [name]).column(name)
-                    parts += found.slice(inside, min(stop, after) - first - inside).chunks
+                    for batch in self.file.iter_batches(stop - start, row_groups=[group], columns=[name]):
+                        inside = max(start - first, 0)
+                        parts.append(batch.column(0).slice(inside, max(stop - first - inside, 0)))
+                        first += len(batch)
+                        if first >= stop:
+                            break
                 first = after
             whole = pa.concat_arrays(parts)
             if whole.null_count:
@@ -78,13 +88,17 @@ class _Table:
         found = self.column(name, start, stop)
         if types.is_struct(found.type) and found.type.get_field_index("bytes") >= 0:
             found = compute.struct_field(found, "bytes")
-        if types.is_binary(found.type) or types.is_large_binary(found.type):
+        if any(test(found.type) for test in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)):
             return np.stack([self._decoded(content.as_py(), start + row) for row, content in enumerate(found)])
         rows = len(found)
         while types.is_list(found.type) or types.is_large_list(found.type) or types.is_fixed_size_list(found.type):
             if len(compute.unique(compute.list_value_length(found))) > 1:
                 raise DataError(f"`{name}` in {self.path} are of different sizes; bring them to one")
             found = found.flatten()
+        if not types.is_primitive(found.type):
+            raise DataError(
+                f"`{name}` in {self.path} are of type {found.type}; they should be lists of numbers, or pictures' bytes"
+            )
         if found.null_count:
             raise DataError(f"`{name}` in {self.path} have pixels that are missing; mend them")
         return np.asarray(found.to_numpy(zero_copy_only=False)).reshape(rows, -1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +44,10 @@ class RayEngine:
     ) -> Iterator[tuple[Task, Result | TaskError]]:
         """See :meth:`training.engines.protocol.Engine.map`. Raises ``EngineError`` if no cluster answers."""
         ray, coming = _ray(), iter(tasks)
+        first = list(islice(coming, 1))
+        if not first:
+            return
+        coming = chain(first, coming)
         with self._connected():
             remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_run)
             # Put into the cluster once; each node fetches it once.
@@ -67,11 +73,14 @@ class RayEngine:
         address = self.address or os.environ.get("RAY_ADDRESS")
         try:
             _knock(address or "auto")
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
+            with _kept_handlers():
+                ray.init(address, log_to_driver=False, logging_level="ERROR")
         except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise EngineError(
-                f"no Ray cluster can be used at {address or 'this machine'}: {str(error).splitlines()[0]}. Start one "
-                "with `ray start --head`, and name it with --address"
+                f"no Ray cluster can be used at {address or 'this machine'}: {reason}. Start one with `ray start "
+                "--head`, and name it with --address; if it says that token authentication is on, set "
+                "RAY_AUTH_MODE=token here too"
             ) from error
         try:
             yield
@@ -87,6 +96,20 @@ def _ray() -> Any:
     except ImportError as error:
         raise EngineError("Ray is not installed: pip install 'dropout-uncertainty[scale]'") from error
     return ray
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Ray would end the process itself on SIGTERM, without cleaning up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _knock(address: str) -> None:

@@ -59,7 +59,7 @@ def study_command(
     from training.study import markdown, page, results  # noqa: PLC0415  (takes a second to import)
 
     out = out or STUDIES / plan.name
-    engine = chosen_engine(engine_name, workers or torch.get_num_threads(), address)
+    engine = chosen_engine(engine_name, address, workers=workers, default=torch.get_num_threads())
     runs, failures = _run(plan, out, engine, data.load(data_folder))
     given = {"--epochs": epochs, "--seeds": seeds}
     options = [f"{name} {value}" for name, value in given.items() if value is not None]
