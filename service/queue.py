@@ -17,7 +17,7 @@ async def watch(turn: Executor, observe: Callable[[float], None]) -> None:
 
     Requests can't be asked that: while a worker computes, those that wait are in the system's buffers, and have not
     begun by any clock of its own. Every moment counts, those too that passed while the worker was busy: their mean is
-    the mean wait of requests that arrive at random.
+    what a request that arrives at random waits until the worker first turns to it.
     """
     loop = asyncio.get_running_loop()
     due = loop.time()

@@ -50,6 +50,19 @@ def test_imports_go_downwards(path: Path) -> None:
         assert not {module for module in modules if module.startswith("torchvision")}
 
 
+def test_one_module_alone_knows_of_ray() -> None:
+    """And imports it when it is asked for: who has one machine needs none."""
+    known = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(name.partition(".")[0] == "ray" for name in imported_modules(path))
+    }
+    assert known == {"training/engines/cluster.py"}
+    modules = "calibration.__main__, training.__main__, training.study.runner, training.engines.local"
+    check = f"import sys, {modules}; assert not {{'ray', 'grpc'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
+
+
 def test_a_bento_is_built_with_the_locked_versions() -> None:
     locked = (ROOT / "requirements.lock").read_text().splitlines()
     pinned = re.findall(r'"([\w-]+==[^"]+)"', (ROOT / "bentofile.yaml").read_text())
