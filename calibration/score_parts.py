@@ -75,15 +75,15 @@ def score_parts(
     names = [PART.format(number) for number in range(len(found))]
     scorer = _scorer(job)
     _refuse_unless_ours(folder, names, scorer.metadata)
-    scores: list[Scores] = []
+    scores: dict[str, Scores] = {}
     waiting: list[tuple[str, Piece]] = []
     for name, piece in zip(names, found, strict=True):
         there = _finished(folder / name, piece)
         if there is None:
             waiting.append((name, piece))
         else:
-            scores.append(there)
-    on_finished(sum(each.images for each in scores))
+            scores[name] = there
+    on_finished(sum(each.images for each in scores.values()))
     if waiting:
         (folder / SUMMARY).unlink(missing_ok=True)
     failures = {}
@@ -95,11 +95,13 @@ def score_parts(
                 f"it is not in {folder} as its worker wrote it: share the folder, and don't change the images meanwhile"
             )
         else:
-            scores.append(result)
+            scores[name] = result
             on_images(result.images)
     if not scores:
         return Outcome(None, failures)
-    total = sum(scores[1:], scores[0])
+    # In their order, whichever was done first: sums in another end in other digits.
+    first, *others = (scores[name] for name in names if name in scores)
+    total = sum(others, first)
     if not failures:
         summary = scorer.settings | {
             "parts": len(names), "images": total.images, "mean_confidence": total.mean_confidence,

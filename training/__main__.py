@@ -8,13 +8,13 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from models import bundle, networks, storage
+from models import networks, storage
 from models.command_line import NumberList, error_console, run
-from models.records import Card, first_fault
+from models.records import first_fault
 from training import bundling, data, outliers, regularisers
-from training.engines import EngineError, TaskError
+from training.engines import EngineError
+from training.ensemble_command import ensemble_command, train_ensemble
 from training.fit import DivergedError, Recipe
-from training.members import train_members
 from training.options import (
     MAX_SEED,
     Argument,
@@ -108,17 +108,30 @@ def data_command(data_folder: Path | None) -> None:
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the new bundle."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
+@click.option(
+    "--members",
+    type=click.IntRange(min=2),
+    help="Train so many more from the next seeds then, a deep ensemble, where `ensemble` puts them: in "
+    f"{bundling.ENSEMBLES}/ and the bundle's name.",
+)
+@engine_options
 @data_option
 def fit_command(
     *,
     network_name: str, epochs: int, lr: float, batch_size: int, seed: int, dropout: tuple[float, ...] | None,
     hidden_widths: tuple[int, ...] | None, others: tuple[tuple[str, Any], ...], early_stopping: bool, patience: int,
-    split_seed: int, name: str | None, out: Path, overwrite: bool, data_folder: Path | None, **more: Any,
+    split_seed: int, name: str | None, out: Path, overwrite: bool, members: int | None, engine_name: str,
+    address: str | None, data_folder: Path | None, **more: Any,
 ) -> None:  # fmt: skip
     """Train NETWORK and write a bundle: weights, card, history and curves.
 
-    The test images are looked at once, at the end, for the card.
+    The test images are looked at once, at the end, for the card. An --engine is for --members.
     """
+    if engine_name != "local" and not members:
+        raise click.UsageError(
+            "--engine is for --members; one network is trained on this machine", click.get_current_context()
+        )
+    engine = chosen_engine(engine_name, address)
     chosen = {"dropout": dropout, "hidden_widths": hidden_widths}
     arguments = {key: list(value) for key, value in chosen.items() if value is not None} | dict(others)
     try:
@@ -157,64 +170,14 @@ def fit_command(
     elif fitted.best_epoch < len(fitted.history):
         click.echo(f"Restored epoch {fitted.best_epoch} of {len(fitted.history)}, the best by validation loss.")
     click.echo(f"Test accuracy {trained.card.metrics['test_accuracy']:.4f}. Wrote {out}.")
+    if members:
+        train_ensemble(
+            trained.card, members, bundling.ENSEMBLES / trained.card.name, splits,
+            engine=None if engine_name == "local" else engine,
+        )  # fmt: skip
 
 
-@main.command("ensemble")
-@click.argument("bundle_name", metavar="BUNDLE")
-@click.option("--members", type=click.IntRange(min=2), default=5, show_default=True, help="Networks to train.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help=f"Folder of the members' bundles.  [default: {bundling.ENSEMBLES}/ and BUNDLE's name]",
-)
-@engine_options
-@data_option
-def ensemble_command(
-    *, bundle_name: str, members: int, out: Path | None, engine_name: str, address: str | None,
-    data_folder: Path | None,
-) -> None:  # fmt: skip
-    """Train a deep ensemble: networks as BUNDLE's, by its recipe, from other seeds.
-
-    The calibration report sets it beside BUNDLE's sub-networks. Members that are in the folder already, from an earlier
-    or an interrupted run, are kept. On this machine they are trained one by one, with all its processors.
-    """
-    card = bundle.load(bundle_name, calibrated=False).card
-    out = out or bundling.ENSEMBLES / card.name
-    first = bundling.recipe_of(card).seed + 1
-    engine = chosen_engine(engine_name, address)
-    splits = data.load(data_folder, split_seed=card.data.split_seed if card.data else data.DEFAULT_SPLIT_SEED)
-    waiting = []
-    for seed in range(first, first + members):
-        folder = bundling.member_folder(out, seed)
-        if folder.exists():
-            bundling.load_member(folder, card)
-            click.echo(f"{folder} is trained already.")
-        else:
-            waiting.append(seed)
-    trained = (
-        train_members(card, waiting, out, engine, splits)
-        if engine_name != "local"
-        else ((seed, _member(card, seed, out, splits)) for seed in waiting)
-    )
-    failures = []
-    for seed, found in trained:
-        if isinstance(found, TaskError):
-            failures.append(f"seed {seed}: {found}")
-        else:
-            accuracy = found.metrics["test_accuracy"]
-            click.echo(f"Test accuracy {accuracy:.4f}. Wrote {bundling.member_folder(out, seed)}.")
-    if failures:
-        raise click.ClickException(f"{'; '.join(failures)}. The same command tries again")
-
-
-def _member(card: Card, seed: int, out: Path, splits: data.FashionMNISTSplits) -> Card:
-    with storage.new_folder(bundling.member_folder(out, seed)) as folder:
-        return train_with_progress(
-            folder, name=f"{card.name}-seed-{seed}", network_name=card.network.name, arguments=card.network.arguments,
-            recipe=bundling.recipe_of(card, seed), splits=splits,
-        ).card  # fmt: skip
-
-
+main.add_command(ensemble_command)
 main.add_command(release_command)
 main.add_command(study_command)
 

@@ -326,8 +326,10 @@ def test_a_strategy_that_the_network_does_not_allow_is_one_clear_line(plain: bun
 
 
 def test_wrong_images_write_nothing(plain: bundle.Bundle, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
-    done = invoke(plain.path, tmp_path, "--out", tmp_path / "out" / "scores.csv")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "notes.txt").write_text("no picture")
+    done = invoke(plain.path, pictures, "--out", tmp_path / "out" / "scores.csv")
     assert isinstance(done.exception, DataError)
-    assert str(done.exception).startswith(f"{tmp_path / 'notes.txt'}: this is not an image of a kind read here")
-    assert listing(tmp_path) == ["notes.txt"]
+    assert str(done.exception).startswith(f"{pictures / 'notes.txt'}: this is not an image of a kind read here")
+    assert listing(tmp_path) == ["pictures"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from tests.calibration.own_bundles import DIGITS, imported, saved, write_digits
 from tests.command_line import ROOT, refused, run
 from tests.scale.cluster import NODE, cluster_of
 from tests.training.study.plans import FAILING, tiny
+from training import bundling
 from training.bundling import load_ensemble, member_folder
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -48,43 +50,28 @@ def wait_for_runs(runs: Path, number: int, process: subprocess.Popen[str]) -> No
 
 
 def test_a_study_whose_node_dies_half_way(tmp_path: Path) -> None:
-    plan = tiny(tmp_path)
-    local = run("training", "study", plan, "--out", tmp_path / "local", "--seeds", "5", environment=ONE_THREAD)
-    assert local.returncode == 0, local.stderr
+    """And of which some runs fail."""
+    plan = tiny(tmp_path, FAILING)
+    whole = [sys.executable, "-m", "training", "study", str(plan), "--seeds", "5"]
+    local = run(*whole[2:], "--out", tmp_path / "local", environment=ONE_THREAD)
+    assert local.returncode == 1, local.stderr
     out = tmp_path / "out"
     runs = out / "runs"
     with cluster_of(1) as cluster:
-        command: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "training",
-            "study",
-            plan,
-            "--out",
-            out,
-            "--seeds",
-            "5",
-            *ray(cluster),
-        ]
+        command = [*whole, "--out", str(out), *ray(cluster)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         wait_for_runs(runs, 1, process)
         # It joins late for the command not to be connected to it.
         node = cluster.add_node(**NODE)
-        wait_for_runs(runs, 7, process)
+        wait_for_runs(runs, 6, process)
         assert len(list(runs.glob("*.json"))) < 15
         cluster.remove_node(node, allow_graceful=False)
         output = process.communicate(timeout=200)[0]
-    assert process.returncode == 0, output
+    assert process.returncode == 1, output
+    assert output.count("DivergedError: the training loss became") == 5
+    assert output.strip().endswith("Error: 5 runs failed; the same command tries them again")
     assert len(list(runs.glob("*.json"))) == 15
     assert results(out) == results(tmp_path / "local")
-
-
-def test_a_failed_run_of_a_study_stops_no_other(cluster: Any, tmp_path: Path) -> None:
-    done = run("training", "study", tiny(tmp_path, FAILING), "--out", tmp_path / "out", *ray(cluster))
-    assert done.returncode == 1
-    assert "diverges, seed 0 failed: DivergedError: the training loss became" in done.stderr
-    assert done.stderr.strip().endswith("Error: 2 runs failed; the same command tries them again")
-    assert sum(len(result["runs"]) for result in results(tmp_path / "out")["results"]) == 6
 
 
 def test_a_deep_ensemble(cluster: Any, tmp_path: Path) -> None:
@@ -107,6 +94,19 @@ def test_a_deep_ensemble(cluster: Any, tmp_path: Path) -> None:
     local, ray_ones = (load_ensemble(tmp_path / out, one) for out in ("local", "ray"))
     assert [member.card.name for member in ray_ones] == ["one-seed-1", "one-seed-2", "one-seed-3"]
     assert [member.card for member in ray_ones] == [member.card for member in local]
+    # A network and its ensemble at once, where the report looks for them.
+    fitted = run(
+        "training", "fit", "YourDropoutModel", *recipe, "--out", tmp_path / "one-of-three", "--members", "2",
+        *ray(cluster), environment=ONE_THREAD,
+    )  # fmt: skip
+    beside = ROOT / bundling.ENSEMBLES / "one-of-three"
+    try:
+        assert fitted.returncode == 0, fitted.stderr
+        found = load_ensemble(beside, bundle.load(tmp_path / "one-of-three", calibrated=False).card)
+        expected = [member.card.weights_sha256 for member in local[:2]]
+        assert [member.card.weights_sha256 for member in found] == expected
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     again = run("training", "ensemble", tmp_path / "one", "--members", "3", "--out", tmp_path / "ray", *ray(cluster))
     assert again.stdout.count("is trained already") == 3
     assert not list((tmp_path / "ray").glob(".*"))
@@ -161,6 +161,11 @@ def test_an_address_without_a_cluster_is_one_clear_line(arguments: list[str]) ->
     error = refused(module, *rest, "--address", "localhost:1", code=2)
     assert "--address is for --engine ray" in error
     assert not (ROOT / "nowhere").exists()
+
+
+def test_one_network_is_trained_here(tmp_path: Path) -> None:
+    command = ["fit", "ReLUNet", "--out", str(tmp_path / "out"), "--engine", "ray"]
+    assert "--engine is for --members" in refused("training", *command, code=2)
 
 
 @pytest.mark.parametrize("address", ["localhost:1", "ray://localhost:1", "nonsense", "localhost:99999"])

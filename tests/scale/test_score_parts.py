@@ -378,7 +378,7 @@ def test_a_million_images_in_bounded_memory(tmp_path: Path) -> None:
         file.truncate(16 + 1_000_000 * 784 * 4)
     assert path.stat().st_size > LIMIT
     out = tmp_path / "scores"
-    with cluster_of(2) as cluster, peak_memory() as peak:
+    with peak_memory() as peak, cluster_of(2) as cluster:
         options = ["--strategy", "weight_scaling", *ray(cluster)]
         done = run("calibration", "score", "mlp", path, "--out", out, *options)
     path.unlink()
@@ -390,15 +390,16 @@ def test_a_million_images_in_bounded_memory(tmp_path: Path) -> None:
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """The bytes that this process's children, and theirs, hold together, each page counted once; looked at ten times a
-    second."""
+    """The bytes that the processes hold together that this one, and those, start in the block, each page counted once;
+    looked at ten times a second."""
     found, over = [0], threading.Event()
     itself = psutil.Process()
+    before = set(itself.children(recursive=True))
 
     def look() -> None:
         while not over.wait(0.1):
             total = 0
-            for process in itself.children(recursive=True):
+            for process in set(itself.children(recursive=True)) - before:
                 try:
                     total += process.memory_full_info().pss
                 except psutil.Error:  # It has ended.

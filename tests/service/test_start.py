@@ -35,9 +35,11 @@ def damaged_report(tmp_path: Path) -> Path:
 
 
 ONE_THREAD = """
-import threading
+import asyncio, threading
 from service.app import DropoutUncertainty
-DropoutUncertainty.inner()
+async def start():
+    DropoutUncertainty.inner()
+asyncio.run(start())
 import torch
 thread = threading.Thread(target=lambda: print(torch.__config__.parallel_info()))
 thread.start()
