@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.command_line import ROOT
 
 START_SECONDS = 60.0
+ATTEMPTS = 3
 
 
 def free_port() -> int:
@@ -45,14 +47,30 @@ def start(log: Path, port: int, bundle: str = "mlp", /, **settings: object) -> s
 @contextmanager
 def serving(log: Path, bundle: str = "mlp", /, **settings: object) -> Iterator[httpx.Client]:
     """A client of a server that answers from ``bundle``; see :func:`start`."""
-    port = free_port()
-    with start(log, port, bundle, **settings) as process:
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with started(log, bundle, **settings) as (_, client):
+        yield client
+
+
+@contextmanager
+def started(
+    log: Path, bundle: str = "mlp", /, **settings: object
+) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """The same, with the server's process."""
+    for attempts_left in reversed(range(ATTEMPTS)):
+        port = free_port()
+        with (
+            start(log, port, bundle, **settings) as process,
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        ):
+            try:
+                # BentoML looks for a free port for itself and takes it later: others may have been faster.
+                if attempts_left and not is_ready(client, process) and "Address already in use" in log.read_text():
+                    continue
                 wait_until_ready(client, process, log)
-                yield client
-        finally:
-            stop(process)
+                yield process, client
+                return
+            finally:
+                stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -67,15 +85,27 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         raise
 
 
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers at once, without their knowing."""
+    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        each.kill()
+
+
 def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    if not is_ready(client, process):
+        pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+def is_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the server becomes so before it ends, or for too long does neither."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
             if client.get("/readyz").status_code == 200:
-                return
+                return True
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
+    return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ import httpx
 import pytest
 
 from tests.command_line import ROOT
-from tests.serving import free_port, serving, start, stop, wait_until_ready
+from tests.serving import free_port, kill, serving, started, wait_until_ready
 from training.data import FashionMNISTSplits
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
@@ -132,40 +131,36 @@ def test_a_replica_that_dies_behind_nginx_costs_no_answer(
 ) -> None:
     asked = requests(fashion)[:-1]  # nginx names each request itself, as an error says again.
     expected = [answer(replicas[0], request) for request in asked]
-    third = free_port()
-    process = start(tmp_path / "log", third, "cnn,mlp", workers=1)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{third}", timeout=30) as client:
-            wait_until_ready(client, process, tmp_path / "log")
-        with balancing(tmp_path, replicas[0].base_url.port or 0, third) as balanced:
-            assert [answer(balanced, request) for request in asked] == expected
-            assert balanced.get("/metrics").status_code == 404
-            statuses: Counter[int] = Counter()
-            unlike: list[int] = []
-            over = threading.Event()
+    with (
+        started(tmp_path / "log", "cnn,mlp", workers=1) as (process, third),
+        balancing(tmp_path, replicas[0].base_url.port or 0, third.base_url.port or 0) as balanced,
+    ):
+        assert [answer(balanced, request) for request in asked] == expected
+        assert balanced.get("/metrics").status_code == 404
+        statuses: Counter[int] = Counter()
+        unlike: list[int] = []
+        over = threading.Event()
 
-            def ask() -> None:
-                with httpx.Client(base_url=balanced.base_url, timeout=30) as client:
-                    while not over.is_set():
-                        for number, request in enumerate(asked[:6]):
-                            status, content = answer(client, request)
-                            statuses[status] += 1
-                            if (status, content) != expected[number]:
-                                unlike.append(number)
+        def ask() -> None:
+            with httpx.Client(base_url=balanced.base_url, timeout=30) as client:
+                while not over.is_set():
+                    for number, request in enumerate(asked[:6]):
+                        status, content = answer(client, request)
+                        statuses[status] += 1
+                        if (status, content) != expected[number]:
+                            unlike.append(number)
 
-            threads = [threading.Thread(target=ask) for _ in range(3)]
-            for thread in threads:
-                thread.start()
-            over.wait(2)
-            before = sum(statuses.values())
-            os.killpg(process.pid, signal.SIGKILL)
-            over.wait(4)
-            over.set()
-            for thread in threads:
-                thread.join()
-            assert before > 10
-            assert sum(statuses.values()) > before + 10
-            assert statuses.keys() == {200}, statuses
-            assert not unlike
-    finally:
-        stop(process)
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        over.wait(2)
+        before = sum(statuses.values())
+        kill(process)
+        over.wait(4)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert before > 10
+        assert sum(statuses.values()) > before + 10
+        assert statuses.keys() == {200}, statuses
+        assert not unlike
