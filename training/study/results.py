@@ -76,7 +76,8 @@ def summarise(plan: Plan, runs: Sequence[RunResult], failures: Sequence[Failure]
             _result(each, by_name[each.name], by_name[each.baseline] if each.baseline else [])
             for each in plan.configurations
         ),
-        failures=tuple(failures),
+        # In an order of their own, whichever ended first.
+        failures=tuple(sorted(failures, key=lambda failure: (failure.name, failure.seed))),
     )
 
 
