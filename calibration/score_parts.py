@@ -152,9 +152,12 @@ def _refuse_unless_ours(folder: Path, names: Collection[str], metadata: dict[str
 
 
 def _finished(path: Path, piece: Piece) -> Scores | None:
-    """What the part at ``path`` comes to; ``None`` if there is none of ``piece`` as it is now."""
+    """What the part at ``path`` comes to; ``None`` if there is none of ``piece`` as it is now, or that is gone."""
     there = _metadata(path) if path.exists() else None
-    if there is None or there.get("piece") != pieces.stamp(piece):
+    try:
+        if there is None or there.get("piece") != pieces.stamp(piece):
+            return None
+    except OSError:
         return None
     return Scores(**json.loads(there["scores"]))
 

@@ -1,17 +1,18 @@
-"""A real Ray cluster on this machine."""
+"""A real Ray cluster on this machine, how commands are told of it, and what they leave."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.command_line import ROOT
 
-__all__ = ["NODE", "cluster_of"]
+__all__ = ["NODE", "cluster_of", "content", "ray"]
 
 NODE = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
 
@@ -44,3 +45,13 @@ def cluster_of(nodes: int) -> Iterator[Any]:
             yield cluster
         finally:
             cluster.shutdown()
+
+
+def ray(cluster: Any) -> list[str]:
+    """The options that name it."""
+    return ["--engine", "ray", "--address", cluster.address]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Of each file."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}

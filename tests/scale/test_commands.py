@@ -20,17 +20,13 @@ from models import bundle
 from tests import own_networks
 from tests.calibration.own_bundles import DIGITS, imported, saved, write_digits
 from tests.command_line import ROOT, refused, run
-from tests.scale.cluster import NODE, cluster_of
+from tests.scale.cluster import NODE, cluster_of, ray
 from tests.training.study.plans import FAILING, tiny
 from training import bundling
 from training.bundling import load_ensemble, member_folder
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """As workers have: sums in another order end in other digits."""
-
-
-def ray(cluster: Any) -> list[str]:
-    return ["--engine", "ray", "--address", cluster.address]
 
 
 def without(value: Any, *names: str) -> Any:

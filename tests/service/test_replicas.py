@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,37 @@ def test_a_replica_that_dies_behind_nginx_costs_no_answer(
         assert sum(statuses.values()) > before + 10
         assert statuses.keys() == {200}, statuses
         assert not unlike
+
+
+class Full(BaseHTTPRequestHandler):
+    """A replica that has no room."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(429)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_where_a_replica_is_full_nginx_asks_another(
+    replicas: tuple[httpx.Client, httpx.Client], fashion: FashionMNISTSplits, tmp_path: Path
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Full) as full:
+        threading.Thread(target=full.serve_forever, daemon=True).start()
+        asked = requests(fashion)[:4]
+        expected = [answer(replicas[0], request) for request in asked]
+        with balancing(tmp_path, full.server_port, replicas[0].base_url.port or 0) as balanced:
+            assert [answer(balanced, request) for request in asked * 3] == expected * 3
+        (tmp_path / "alone").mkdir()
+        with balancing(tmp_path / "alone", full.server_port) as balanced:
+            assert balanced.post(**asked[0]).status_code == 429
+        full.shutdown()

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
@@ -135,7 +135,7 @@ def test_pictures_in_a_table(tmp_path: Path, kind: str) -> None:
         own_images.read(path, CLASSES)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(names=st.sets(st.sampled_from("abcdefgh"), min_size=1), size=st.integers(1, 9))
 def test_pictures_in_pieces(tmp_path_factory: pytest.TempPathFactory, names: set[str], size: int) -> None:
     folder = tmp_path_factory.mktemp("pictures")
