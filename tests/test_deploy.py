@@ -206,11 +206,13 @@ class TestKubernetes:
     def test_names_and_ports(self) -> None:
         (port,) = self.container["ports"]
         assert f'"--port", "{port["containerPort"]}"' in (FILES / "Dockerfile").read_text()
-        assert self.budget["spec"]["selector"] == self.deployment["spec"]["selector"]
+        assert self.budget["spec"]["selector"]["matchLabels"] == self.service["spec"]["selector"]
         assert self.budget["spec"]["minAvailable"] < self.scaler["spec"]["minReplicas"]
         metadata = self.deployment["spec"]["template"]["metadata"]
-        assert self.deployment["spec"]["selector"]["matchLabels"] == self.service["spec"]["selector"]
-        assert self.service["spec"]["selector"] == metadata["labels"]
+        labels, served = metadata["labels"], self.service["spec"]["selector"]
+        assert self.deployment["spec"]["selector"]["matchLabels"] == labels
+        # A canary has another track, is counted apart, and answers beside it.
+        assert labels == served | {"track": "stable"}
         assert self.service["spec"]["ports"][0]["targetPort"] == port["name"]
         assert self.scaler["spec"]["scaleTargetRef"]["name"] == self.deployment["metadata"]["name"]
         scrape = {name.partition("/")[2]: value for name, value in metadata["annotations"].items()}

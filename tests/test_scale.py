@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +66,7 @@ def driver_milliseconds() -> float:
 
 
 def billion_rows() -> Iterator[str]:
-    parts = BILLION / FOUND["images_per_part"]
+    parts = math.ceil(BILLION / FOUND["images_per_part"])
     rates = {network: MEASURED[f"rate ray 1 {network}"]["images_per_second"] for network in FOUND["parts"]}
 
     def each(what: str, *values: str) -> str:
@@ -88,7 +89,7 @@ def queue_rows() -> Iterator[str]:
     for found in QUEUE["rows"]:
         yield row(
             f"{100 * found['load']:.0f} %", f"{found['cpu_percent']:.0f} %", f"{found['queue_milliseconds']:.0f} ms",
-            f"{found['median_milliseconds']:.0f} ms", f"{found['p95_milliseconds']:,.0f} ms",
+            f"{found['median_milliseconds']:,.0f} ms", f"{found['p95_milliseconds']:,.0f} ms",
         )  # fmt: skip
 
 
